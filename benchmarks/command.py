@@ -1,0 +1,80 @@
+"""`vidgen bench`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from . import results, suite
+from .harness import Case
+
+
+def bench(
+    ops: tuple[str, ...] = (),
+    /,
+    *,
+    device: Literal["cpu", "cuda"] = "cpu",
+    full: bool = False,
+    threads: int | None = None,
+    seconds: float = 1.5,
+    output: Path | None = None,
+    fresh: bool = False,
+) -> int:
+    """Measure vidgen's ops against PyTorch on this machine.
+
+    Every case runs its contenders by turns in one process and prints, for each: the median and quartiles of its
+    time; how many times faster it is than eager PyTorch in the same memory layout and than the fastest PyTorch form;
+    its error against float64; the memory it adds to its inputs (peak RSS of a child process); and the share of the
+    machine's measured roofline that it reaches. A contender whose answer is wrong gets the reason and no number.
+
+    The raw samples are written to one JSON file when everything is done. Ctrl-C writes nothing; the cases that were
+    finished by then are remembered, and the next run takes them from there.
+
+    Args:
+        ops: ops to measure, e.g. masked_conv2d. All of them if none is named.
+        device: what to measure on.
+        full: every shape and contender (tens of minutes) instead of the quick set (about two minutes).
+        threads: CPU threads; every usable core if not given.
+        seconds: time budget for the timed rounds of one case.
+        output: results file to write; bench-<device>.json in the current folder if not given.
+        fresh: measure again, whatever is remembered from earlier runs of the same code on the same machine.
+    """
+    target = output or Path(f"bench-{device}.json")
+    cache = target.parent / ".vidgen-bench"
+    started = time.monotonic()
+    try:
+        measured = suite.run(
+            ops,
+            device=device,
+            full=full,
+            threads=threads,
+            seconds=seconds,
+            cache=cache,
+            fresh=fresh,
+            progress=print_progress,
+        )
+    except KeyboardInterrupt:
+        print(f"\nInterrupted: {target} is untouched. Finished cases are kept in {cache}.", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"vidgen bench: {error}", file=sys.stderr)
+        return 2
+    results.save(target, measured)
+    print(f"\n{results.machine_line(measured)}")
+    print(f"{len(measured['rows'])} cases in {time.monotonic() - started:.0f} s. Raw samples: {target}")
+    failed = list(results.failures(measured))
+    for sentence in failed:
+        print(f"FAILED: {sentence}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def print_progress(
+    index: int, total: int, case: Case, row: dict[str, Any] | None, peaks: dict[str, float]
+) -> None:
+    """Announces a case on standard error, and prints its table on standard output when it is done."""
+    if row is None:
+        print(f"[{index + 1}/{total}] {case.op}, {case.title}", file=sys.stderr, flush=True)
+    else:
+        print(f"\n{case.op}, {case.title}\n{results.plain(row, peaks)}\n", flush=True)

@@ -1,0 +1,107 @@
+"""Keeps published speed-ups tied to committed samples.
+
+A document publishes figures in two ways, and nothing else may say "2.6×":
+
+- a table between `<!-- benchmark: results/cpu.json -->` and `<!-- /benchmark -->`, written by
+  `python -m vidgen.benchmarks.published README.md` and equal to `table` of that file;
+- a ratio in a sentence, followed by its source:
+  `2.61×<!-- results/cpu.json | CASE | CONTENDER | BASELINE -->`.
+
+A multiple that is no speed-up is written in words ("16-fold"), kernel sizes as "3×3".
+File names are relative to the benchmarks/ folder.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import results
+
+_BLOCK = re.compile(r"(<!-- benchmark: (?P<file>\S+) -->\n)(?P<table>.*?)(<!-- /benchmark -->)", re.DOTALL)
+_RATIO = re.compile(r"(?P<value>\d+(?:\.\d+)?)\s?×(?!\s?\d)(?P<source>[*_\s]{0,4}<!-- (?P<fields>[^>]*?) -->)?")
+
+
+def table(stored: dict[str, Any]) -> str:
+    """The compact table of a results file: a line per case, each baseline's time, and ours with its ratio."""
+    lines = []
+    kinds = list(dict.fromkeys(row["kind"] for row in stored["rows"]))
+    for kind in kinds:
+        rows = [row for row in stored["rows"] if row["kind"] == kind]
+        # columns are the contenders that every row of this kind has, so that no line is half empty
+        names = [e["name"] for e in rows[0]["contenders"] if all(_has(row, e["name"]) for row in rows)]
+        lines.append(f"| {kind} | " + " | ".join(names) + " |")
+        lines.append("|---" * (len(names) + 1) + "|")
+        for row in rows:
+            by_name = {one.name: one for one in results.figures(row, stored["peaks"])}
+            title = row["title"].removesuffix(f", {kind}")
+            lines.append(f"| {title} | " + " | ".join(_cell(by_name[name]) for name in names) + " |")
+        lines.append("")
+    return "\n".join([results.machine_line(stored), "", *lines])
+
+
+def _has(row: dict[str, Any], name: str) -> bool:
+    return any(entry["name"] == name for entry in row["contenders"])
+
+
+def _cell(one: results.Figures) -> str:
+    if one.failure:
+        return "FAILED"
+    time = results.format_time(one.median_ms)
+    if not one.ours:
+        return time
+    return f"{time} (**{results.format_ratio(one.ratio, one.overhead_us)}**)"
+
+
+def problems(text: str, folder: Path) -> list[str]:
+    """One sentence per published figure in `text` that the committed samples do not bear out."""
+    found = []
+    for block in _BLOCK.finditer(text):
+        expected = table(results.load(folder / block["file"]))
+        if block["table"].strip() != expected.strip():
+            found.append(f"the table of {block['file']} differs from its samples; write it again")
+    prose = _BLOCK.sub("", text)
+    for match in _RATIO.finditer(prose):
+        if reason := _ratio_problem(match, folder):
+            line = prose[: match.start()].count("\n") + 1
+            found.append(f"{match['value']}× (line {line} without the tables): {reason}")
+    return found
+
+
+def _ratio_problem(match: re.Match[str], folder: Path) -> str | None:
+    if match["fields"] is None:
+        return "no source; follow it by <!-- FILE | CASE | CONTENDER | BASELINE -->"
+    fields = [field.strip() for field in match["fields"].split("|")]
+    if len(fields) != 4:
+        return f"its source must have four fields, got {len(fields)}"
+    file, case, contender, baseline = fields
+    path = folder / file
+    if not path.is_file():
+        return f"there is no {file} in {folder.name}/"
+    row = next((row for row in results.load(path)["rows"] if row["case"] == case), None)
+    if row is None:
+        return f"{file} has no case {case!r}"
+    value = results.ratio(row, contender, baseline)
+    if value is None:
+        return f"{contender!r} against {baseline!r} has no passing samples in {case!r}"
+    decimals = len(match["value"].partition(".")[2])
+    if f"{value:.{decimals}f}" != match["value"]:
+        return f"the samples say {value:.{max(decimals, 2)}f}×"
+    return None
+
+
+def update(document: Path, folder: Path) -> None:
+    """Writes every table of a document again from its results file."""
+    text = document.read_text(encoding="utf-8")
+
+    def written(block: re.Match[str]) -> str:
+        return f"{block[1]}{table(results.load(folder / block['file'])).strip()}\n{block[4]}"
+
+    results.write_atomically(document, _BLOCK.sub(written, text).encode())
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        update(Path(argument), Path(__file__).parent)

@@ -1,0 +1,236 @@
+"""The results file: raw samples on disk, every other figure recomputed from them.
+
+A file is {"format", "set", "created", "machine", "peaks", "rows"}; a row is what `harness.measure` returned.
+Nothing derived is stored, so no table can disagree with its samples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .harness import quartiles
+from .machine import floor_ms
+
+FORMAT = 1
+_SHORT_MS = 0.05  # below this a baseline is all overhead, and so the added microseconds say more than a ratio
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a table prints about one contender. None: does not apply, or was not measured."""
+
+    name: str
+    ours: bool
+    failure: str | None
+    median_ms: float | None = None
+    low_ms: float | None = None  # first quartile
+    high_ms: float | None = None  # third quartile
+    ratio: float | None = None  # time of the like-for-like baseline over ours
+    overhead_us: float | None = None  # ours less that baseline, where the baseline is short
+    ratio_to_best: float | None = None  # time of the fastest baseline of the same dtype over ours
+    error: float | None = None  # largest relative rms error among the outputs, against float64
+    added_mib: float | None = None
+    roofline: float | None = None  # measured floor over time, 1.0 = at the machine's ceiling
+
+
+def median_ms(row: dict[str, Any], name: str) -> float | None:
+    """Median of a contender's samples; None where it failed its check or does not exist."""
+    for entry in row["contenders"]:
+        if entry["name"] == name:
+            return quartiles(entry["samples_ms"])[1] if not entry["failure"] else None
+    return None
+
+
+def ratio(row: dict[str, Any], name: str, baseline: str) -> float | None:
+    """How many times faster `name` is than `baseline`; None unless both passed their checks."""
+    own, other = median_ms(row, name), median_ms(row, baseline)
+    return None if own is None or other is None else other / own
+
+
+def figures(row: dict[str, Any], peaks: dict[str, float]) -> list[Figures]:
+    """One `Figures` per contender of a row."""
+    result = []
+    for entry in row["contenders"]:
+        rms = [e["relative_rms"] for e in entry.get("errors", {}).values()]
+        error = None if not rms or None in rms else max(rms)
+        if entry["failure"]:
+            result.append(Figures(entry["name"], entry["ours"], entry["failure"], error=error))
+            continue
+        low, median, high = quartiles(entry["samples_ms"])
+        to_like = to_best = overhead = None
+        if entry["ours"]:
+            rivals = [
+                other
+                for e in row["contenders"]
+                if not e["ours"] and e["dtype"] == entry["dtype"] and (other := median_ms(row, e["name"])) is not None
+            ]
+            to_best = min(rivals) / median if rivals else None
+            like = median_ms(row, entry["against"]) if entry["against"] else None
+            if like is not None:
+                to_like = like / median
+                overhead = (median - like) * 1e3 if like < _SHORT_MS else None
+        floor = floor_ms(entry["flops"], entry["bytes_moved"], entry["dtype"], peaks)
+        result.append(
+            Figures(
+                name=entry["name"],
+                ours=entry["ours"],
+                failure=None,
+                median_ms=median,
+                low_ms=low,
+                high_ms=high,
+                ratio=to_like,
+                overhead_us=overhead,
+                ratio_to_best=to_best,
+                error=error,
+                added_mib=(entry.get("memory") or {}).get("added_mib"),
+                roofline=None if floor is None else floor / median,
+            )
+        )
+    return result
+
+
+def format_time(ms: float | None) -> str:
+    """Three significant digits, in µs below 0.1 ms."""
+    if ms is None:
+        return "–"
+    value, unit = (ms * 1e3, "µs") if ms < 0.1 else (ms, "ms")
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
+def format_spread(one: Figures) -> str:
+    """The inter-quartile range, in the unit of the median."""
+    if one.median_ms is None or one.low_ms is None or one.high_ms is None:
+        return "–"
+    scale = 1e3 if one.median_ms < 0.1 else 1.0
+    digits = max(0, 2 - math.floor(math.log10(one.median_ms * scale)))
+    return f"{one.low_ms * scale:.{digits}f}–{one.high_ms * scale:.{digits}f}"
+
+
+def format_ratio(value: float | None, overhead_us: float | None = None) -> str:
+    """"2.61×", and the difference in µs beside it where that says more."""
+    if value is None:
+        return "–"
+    text = f"{value:.2f}×"
+    return text if overhead_us is None else f"{text} ({overhead_us:+.1f} µs)"
+
+
+def cells(one: Figures) -> list[str]:
+    """A contender's cells in the order of `COLUMNS`; a failure stands in place of every number."""
+    if one.failure:
+        return [one.name, f"FAILED: {one.failure}", *[""] * (len(COLUMNS) - 2)]
+    return [
+        one.name,
+        format_time(one.median_ms),
+        format_spread(one),
+        format_ratio(one.ratio, one.overhead_us),
+        format_ratio(one.ratio_to_best),
+        "–" if one.error is None else f"{one.error:.1e}",
+        "–" if one.added_mib is None else f"{one.added_mib:.1f}",
+        "–" if one.roofline is None else f"{one.roofline:.0%}",
+    ]
+
+
+COLUMNS = (
+    "contender",
+    "median",
+    "quartiles",
+    "vs eager, same layout",
+    "vs fastest PyTorch",
+    "error",
+    "memory, MiB",
+    "of roofline",
+)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Every row of a results file as Markdown, one table per case."""
+    lines = [machine_line(results), ""]
+    for row in results["rows"]:
+        lines += [f"**{row['op']}, {row['title']}**", "", "| " + " | ".join(COLUMNS) + " |"]
+        lines.append("|---" + "|--:" * (len(COLUMNS) - 1) + "|")
+        lines += ["| " + " | ".join(cells(one)) + " |" for one in figures(row, results["peaks"])]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plain(row: dict[str, Any], peaks: dict[str, float]) -> str:
+    """One row as an aligned table for a terminal."""
+    table = [list(COLUMNS), *map(cells, figures(row, peaks))]
+    # a failure's sentence may run on to the right; it does not widen its column
+    counted = [line for line in table if not line[1].startswith("FAILED")]
+    widths = [max(len(line[i]) for line in counted) for i in range(len(COLUMNS))]
+    widths[0] = max(len(line[0]) for line in table)
+    lines = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
+        for line in table
+    ]
+    return "\n".join("  " + line.rstrip() for line in lines)
+
+
+def machine_line(results: dict[str, Any]) -> str:
+    """One sentence about what the figures were measured on."""
+    machine = results["machine"]
+    where = f"{machine['gpu']}, CUDA {machine['cuda']}" if machine["device"] == "cuda" else machine["cpu"]
+    threads = "" if machine["device"] == "cuda" else f", {_count(machine['threads'], 'thread')}, {machine['isa']}"
+    return f"Measured on {where}{threads}; torch {machine['torch']}, {machine['system']}, {results['created'][:10]}."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a results file; ValueError where it is not one."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a vidgen results file of format {FORMAT}")
+    return results
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Writes a results file; a reader sees the old one or the new one, never a part."""
+    write_atomically(path, (json.dumps(_rounded(results), indent=1, allow_nan=False) + "\n").encode())
+
+
+def _rounded(value: Any) -> Any:
+    """Samples to six significant digits (a nanosecond is noise), NaN as null, so that files stay small and valid."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes to a temporary name beside `path`, then renames; an interrupted write leaves nothing behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp makes the file private; a result is as readable as its neighbours
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def failures(results: dict[str, Any]) -> Iterable[str]:
+    """One sentence per contender that failed."""
+    for row in results["rows"]:
+        for entry in row["contenders"]:
+            if entry["failure"]:
+                yield f"{row['op']}, {row['title']}: {entry['name']}: {entry['failure']}"
