@@ -1,0 +1,41 @@
+// Every op's signature: the engine's table of contents.
+//
+// An op has one schema, and its backend is chosen inside it at run time, so that torch.ops.vidgen.*, compiled
+// and exported graphs behave like the public function. `impl` forces a backend by name (None: the first that
+// supports the call). The *_reference twins are where C++ hands a call over to eager PyTorch; `why` is the
+// reason to warn with, empty when the reference was asked for.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(vidgen, m) {
+  // Causal convolution of PixelCNN and its two adjoints. The three are closed under differentiation.
+  m.def(
+      "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, str mask, int colors, str color_layout, int dilation, "
+      "str algorithm, str? impl, Tensor? packed) -> Tensor");
+  m.def(
+      "masked_conv2d_grad_input(Tensor grad_output, Tensor weight, str mask, int colors, str color_layout, "
+      "int dilation, str algorithm, str? impl) -> Tensor");
+  m.def(
+      "masked_conv2d_grad_weight(Tensor grad_output, Tensor x, int[] kernel_size, str mask, int colors, "
+      "str color_layout, int dilation, str algorithm, str? impl) -> Tensor");
+  m.def(
+      "masked_conv2d_reference(Tensor x, Tensor weight, Tensor? bias, str mask, int colors, str color_layout, "
+      "int dilation, str why) -> Tensor");
+  m.def(
+      "masked_conv2d_grad_input_reference(Tensor grad_output, Tensor weight, str mask, int colors, "
+      "str color_layout, int dilation, str why) -> Tensor");
+  m.def(
+      "masked_conv2d_grad_weight_reference(Tensor grad_output, Tensor x, int[] kernel_size, str mask, int colors, "
+      "str color_layout, int dilation, str why) -> Tensor");
+  // The weight in the byte layout that this machine's CPU kernel reads, for every form it may choose.
+  m.def(
+      "masked_conv2d_pack(Tensor weight, str mask, int colors, str color_layout, int dilation, str algorithm) "
+      "-> Tensor");
+  m.def(
+      "masked_conv2d_packed_bytes(int[] weight_size, ScalarType dtype, str mask, int colors, str color_layout, "
+      "int dilation, str algorithm) -> int");
+  // Why the CPU kernel cannot serve a dtype ("" if it can), and the plan that it would run, in words.
+  m.def("masked_conv2d_cpu_supports(ScalarType dtype) -> str");
+  m.def(
+      "masked_conv2d_cpu_plan(Tensor x, Tensor weight, str mask, int colors, str color_layout, int dilation, "
+      "str algorithm) -> str");
+}

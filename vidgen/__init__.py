@@ -1,0 +1,42 @@
+"""Kernels for video understanding and generative image and video models on PyTorch.
+
+`vidgen.ops` holds the ops, `vidgen.nn` drop-in layers, `vidgen.models` systems built from them. `vidgen.explain` tells
+which backend serves a call; `vidgen info` on the command line tells what this machine can run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import vidgen._extension as _extension
+from vidgen import nn, ops
+from vidgen.explain import explain
+from vidgen.nn import prepack
+
+if TYPE_CHECKING:
+    from vidgen import data, models, sampling, train
+    from vidgen.sampling import generate
+
+try:
+    __version__ = version("vidgen")
+except PackageNotFoundError:
+    __version__ = "0+unknown"
+
+__all__ = ["data", "explain", "generate", "models", "nn", "ops", "prepack", "sampling", "train"]
+
+#: Loaded at first use: they need libraries that the ops do not.
+_LAZY = {"data": "vidgen.data", "models": "vidgen.models", "sampling": "vidgen.sampling", "train": "vidgen.train"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(_LAZY[name])
+    if name == "generate":
+        return importlib.import_module("vidgen.sampling").generate
+    raise AttributeError(f"module 'vidgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

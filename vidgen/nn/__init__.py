@@ -1,0 +1,4 @@
+"""Drop-in layers over vidgen's ops."""
+
+from vidgen.nn.masked_conv2d import MaskedConv2d as MaskedConv2d
+from vidgen.nn.prepack import prepack as prepack

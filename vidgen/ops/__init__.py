@@ -1,0 +1,4 @@
+"""The ops. Each module states its op's contract; every function here is that of the module of its name."""
+
+from vidgen.ops.masked_conv2d import masked_conv2d as masked_conv2d
+from vidgen.ops.masked_conv2d import masked_conv2d_pack as masked_conv2d_pack

@@ -1,0 +1,491 @@
+r"""Masked (causal) 2-d convolution, the layer of PixelCNN.
+
+    y[n, o, i, j] = bias[o] + Σ_{c, p, q} keep[o, c, p, q] · weight[o, c, p, q] · x[n, c, i + (p - p₀)·d, j + (q - q₀)·d]
+
+with zero padding that keeps the size ('same'), the centre tap (p₀, q₀) = (kh // 2, kw // 2) and dilation d. In raster
+order a kept tap reads the past only: every tap of the rows above the centre (p < p₀), every tap left of the centre in
+its row (p = p₀, q < q₀), and at the centre the pairs with colour(c) < colour(o) for mask "A", ≤ for mask "B". Channel c of
+C has colour c % colors ("interleaved", the original code's order) or c · colors // C ("blocked", contiguous groups);
+with one colour mask A drops the centre and mask B keeps it.
+
+The mask is a property of the loop, not of the weight: masked taps are never read, and their gradient is exactly zero.
+No later pixel (nor later colour of the same pixel) changes an earlier output by a bit, NaN included, on any backend.
+
+Source: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel Recurrent Neural Networks" (2016), section 3.4 and figure 2;
+for the Winograd forms of the CPU kernel Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import vidgen._extension as _extension
+from vidgen.ops.backends import TABLE, Backend, requested, select, warn_fallback
+
+Mask = Literal["A", "B"]
+ColorLayout = Literal["interleaved", "blocked"]
+Algorithm = Literal["auto", "direct"]
+
+_OP = "masked_conv2d"
+
+
+# Reference: eager PyTorch, kept taps only. A tap is a shifted window of the padded image times one (out, in) matrix;
+# the centre tap of a coloured convolution is one such product per output colour over the input channels it may see.
+
+
+def colors_of(channels: int, colors: int, color_layout: str) -> Tensor:
+    """The colour of each of `channels` channels, int64 (channels,)."""
+    index = torch.arange(channels)
+    return index % colors if color_layout == "interleaved" else index * colors // channels
+
+
+def keep_mask(weight_size: tuple[int, ...], mask: str, colors: int, color_layout: str) -> Tensor:
+    """Which entries of an (out, in, kh, kw) weight take part: bool, of that shape."""
+    out_channels, in_channels, kh, kw = weight_size
+    keep = torch.zeros(out_channels, in_channels, kh, kw, dtype=torch.bool)
+    keep[:, :, : kh // 2, :] = True
+    keep[:, :, kh // 2, : kw // 2] = True
+    reader = colors_of(out_channels, colors, color_layout)[:, None]
+    source = colors_of(in_channels, colors, color_layout)[None, :]
+    keep[:, :, kh // 2, kw // 2] = source <= reader if mask == "B" else source < reader
+    return keep
+
+
+def _products(
+    weight_size: tuple[int, ...], mask: str, colors: int, color_layout: str, device: torch.device
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """(p, q, out channels, in channels) of the matrix products that make up the kept taps."""
+    out_channels, in_channels, kh, kw = weight_size
+    every_out = torch.arange(out_channels, device=device)
+    every_in = torch.arange(in_channels, device=device)
+    for p in range(kh // 2 + 1):
+        for q in range(kw if p < kh // 2 else kw // 2):
+            yield p, q, every_out, every_in
+    reader = colors_of(out_channels, colors, color_layout).to(device)
+    source = colors_of(in_channels, colors, color_layout).to(device)
+    for color in range(colors):
+        seen = source <= color if mask == "B" else source < color
+        if seen.any():
+            yield kh // 2, kw // 2, every_out[reader == color], every_in[seen]
+
+
+def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: str, colors: int, color_layout: str, dilation: int
+) -> Tensor:
+    """masked_conv2d in eager PyTorch; any device, any floating dtype (16-bit ones accumulate in float32)."""
+    _, _, kh, kw = weight.shape
+    height, width = x.shape[2:]
+    wide = _accumulator_dtype(x.dtype)
+    padded = torch.nn.functional.pad(x.to(wide), (kw // 2 * dilation,) * 2 + (kh // 2 * dilation, 0))
+    y = x.new_zeros((x.shape[0], weight.shape[0], height, width), dtype=wide)
+    if bias is not None:
+        y += bias.to(wide)[:, None, None]
+    for p, q, outs, ins in _products(tuple(weight.shape), mask, colors, color_layout, x.device):
+        window = padded[:, ins, p * dilation : p * dilation + height, q * dilation : q * dilation + width]
+        y[:, outs] += torch.einsum("nchw,oc->nohw", window, weight[outs][:, ins, p, q].to(wide))
+    return y.to(x.dtype).contiguous(memory_format=_memory_format(x))
+
+
+def reference_grad_input(
+    grad_output: Tensor, weight: Tensor, mask: str, colors: int, color_layout: str, dilation: int
+) -> Tensor:
+    """The adjoint of `reference` in x."""
+    _, in_channels, kh, kw = weight.shape
+    n, _, height, width = grad_output.shape
+    wide = _accumulator_dtype(grad_output.dtype)
+    grad = grad_output.to(wide)
+    above, aside = kh // 2 * dilation, kw // 2 * dilation
+    padded = grad.new_zeros((n, in_channels, above + height, width + 2 * aside))
+    for p, q, outs, ins in _products(tuple(weight.shape), mask, colors, color_layout, grad.device):
+        window = padded[:, :, p * dilation : p * dilation + height, q * dilation : q * dilation + width]
+        window[:, ins] += torch.einsum("nohw,oc->nchw", grad[:, outs], weight[outs][:, ins, p, q].to(wide))
+    inner = padded[:, :, above:, aside : aside + width]
+    return inner.to(grad_output.dtype).contiguous(memory_format=_memory_format(grad_output))
+
+
+def reference_grad_weight(
+    grad_output: Tensor, x: Tensor, kernel_size: list[int], mask: str, colors: int, color_layout: str, dilation: int
+) -> Tensor:
+    """The adjoint of `reference` in the weight; masked taps are exactly zero."""
+    kh, kw = kernel_size
+    height, width = x.shape[2:]
+    wide = _accumulator_dtype(x.dtype)
+    padded = torch.nn.functional.pad(x.to(wide), (kw // 2 * dilation,) * 2 + (kh // 2 * dilation, 0))
+    grad = grad_output.to(wide)
+    size = (grad_output.shape[1], x.shape[1], kh, kw)
+    grad_weight = grad.new_zeros(size)
+    for p, q, outs, ins in _products(size, mask, colors, color_layout, x.device):
+        window = padded[:, ins, p * dilation : p * dilation + height, q * dilation : q * dilation + width]
+        grad_weight[outs[:, None], ins, p, q] = torch.einsum("nohw,nchw->oc", grad[:, outs], window)
+    return grad_weight.to(x.dtype)
+
+
+def _memory_format(like: Tensor) -> torch.memory_format:
+    channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+# Backends. The CPU kernel is registered in C++ (csrc/bind/masked_conv2d.cpp); its row here serves explain and info.
+
+
+def _always() -> str | None:
+    return None
+
+
+def _supports_all(*_args: Any) -> str | None:
+    return None
+
+
+def _cpu_supports(x: Tensor, *_args: Any) -> str | None:
+    return torch.ops.vidgen.masked_conv2d_cpu_supports(x.dtype) or None
+
+
+def _triton_available() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "triton is not installed"
+    return None
+
+
+def _triton_supports(x: Tensor, *_args: Any) -> str | None:
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"computes float32, float16 and bfloat16, not {x.dtype}"
+    return None
+
+
+def _cuda_available() -> str | None:
+    return _extension.cuda_library_missing or (None if torch.cuda.is_available() else "torch sees no CUDA device")
+
+
+def _cuda_supports(x: Tensor, weight: Tensor, *_args: Any) -> str | None:
+    _, in_channels, kh, kw = weight.shape
+    if in_channels > 4 or max(kh, kw) > 7:
+        return f"is for 1 to 4 input channels and kernels up to 7, got {in_channels} channels and {kh} x {kw}"
+    return _triton_supports(x)
+
+
+def _run_triton(*args: Any) -> Tensor:
+    from vidgen.kernels import masked_conv2d as kernels
+
+    return kernels.forward(*args)
+
+
+def _run_triton_grad_input(*args: Any) -> Tensor:
+    from vidgen.kernels import masked_conv2d as kernels
+
+    return kernels.grad_input(*args)
+
+
+def _run_triton_grad_weight(*args: Any) -> Tensor:
+    from vidgen.kernels import masked_conv2d as kernels
+
+    return kernels.grad_weight(*args)
+
+
+def _run_cuda(*args: Any) -> Tensor:
+    return torch.ops.vidgen.masked_conv2d_cuda(*args)
+
+
+def _rows(run_triton: Any, run_reference: Any, *more: Backend) -> tuple[Backend, ...]:
+    return (
+        Backend("cpu", ("cpu",), _always, _cpu_supports, run=None),
+        *more,
+        Backend("triton", ("cuda",), _triton_available, _triton_supports, run_triton, gated=True),
+        Backend("reference", (), _always, _supports_all, run_reference),
+    )
+
+
+TABLE[_OP] = _rows(
+    _run_triton,
+    reference,
+    Backend("cuda", ("cuda",), _cuda_available, _cuda_supports, _run_cuda, gated=True),
+)
+TABLE[f"{_OP}_grad_input"] = _rows(_run_triton_grad_input, reference_grad_input)
+TABLE[f"{_OP}_grad_weight"] = _rows(_run_triton_grad_weight, reference_grad_weight)
+
+
+# Registration: CUDA's selector, the reference for other devices and for C++ to hand calls over to, shapes, autograd.
+
+_library = torch.library.Library("vidgen", "IMPL")
+
+
+def _forward(x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, packed):  # type: ignore[no-untyped-def]
+    args = (x, weight, bias, mask, colors, color_layout, dilation)
+    return select(_OP, x.device, impl, args).run(*args)
+
+
+def _grad_input(grad_output, weight, mask, colors, color_layout, dilation, algorithm, impl):  # type: ignore[no-untyped-def]
+    args = (grad_output, weight, mask, colors, color_layout, dilation)
+    return select(f"{_OP}_grad_input", grad_output.device, impl, args).run(*args)
+
+
+def _grad_weight(grad_output, x, kernel_size, mask, colors, color_layout, dilation, algorithm, impl):  # type: ignore[no-untyped-def]
+    args = (grad_output, x, kernel_size, mask, colors, color_layout, dilation)
+    return select(f"{_OP}_grad_weight", x.device, impl, args).run(*args)
+
+
+def _register() -> None:
+    for name, chosen, eager in (
+        (_OP, _forward, reference),
+        (f"{_OP}_grad_input", _grad_input, reference_grad_input),
+        (f"{_OP}_grad_weight", _grad_weight, reference_grad_weight),
+    ):
+        # CUDA and every device without a kernel of its own; C++ has the CPU key
+        _library.impl(name, chosen, "CompositeExplicitAutograd")
+
+        def handed_over(*args, _name=name, _eager=eager):  # type: ignore[no-untyped-def]
+            if args[-1]:
+                warn_fallback(_name, args[-1])
+            return _eager(*args[:-1])
+
+        _library.impl(f"{name}_reference", handed_over, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("vidgen::masked_conv2d")
+def _(x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, packed):  # type: ignore[no-untyped-def]
+    size = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+
+
+@torch.library.register_fake("vidgen::masked_conv2d_grad_input")
+def _(grad_output, weight, mask, colors, color_layout, dilation, algorithm, impl):  # type: ignore[no-untyped-def]
+    size = (grad_output.shape[0], weight.shape[1], grad_output.shape[2], grad_output.shape[3])
+    memory_format = _memory_format(grad_output)
+    return torch.empty(size, dtype=grad_output.dtype, device=grad_output.device, memory_format=memory_format)
+
+
+@torch.library.register_fake("vidgen::masked_conv2d_grad_weight")
+def _(grad_output, x, kernel_size, mask, colors, color_layout, dilation, algorithm, impl):  # type: ignore[no-untyped-def]
+    return x.new_empty((grad_output.shape[1], x.shape[1], kernel_size[0], kernel_size[1]))
+
+
+@torch.library.register_fake("vidgen::masked_conv2d_pack")
+def _(weight, mask, colors, color_layout, dilation, algorithm):  # type: ignore[no-untyped-def]
+    size = [int(s) for s in weight.shape]
+    rule = (mask, colors, color_layout, dilation, algorithm)
+    return weight.new_empty((torch.ops.vidgen.masked_conv2d_packed_bytes(size, weight.dtype, *rule),), dtype=torch.uint8)
+
+
+def _setup_forward(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, _packed = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+    ctx.rule = (mask, colors, color_layout, dilation)
+    ctx.algorithm, ctx.impl = algorithm, impl
+
+
+def _backward_forward(ctx, grad_output):  # type: ignore[no-untyped-def]
+    x, weight = ctx.saved_tensors
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _op_grad_input(grad_output, weight, *ctx.rule, ctx.algorithm, _adjoint_impl(ctx.impl))
+    if ctx.needs_input_grad[1]:
+        impl = _adjoint_impl(ctx.impl)
+        grad_weight = _op_grad_weight(grad_output, x, weight.shape[2:], *ctx.rule, ctx.algorithm, impl)
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        grad_bias = grad_output.sum((0, 2, 3))
+    return grad_x, grad_weight, grad_bias, *[None] * 7
+
+
+def _setup_grad_input(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    grad_output, weight, *rule, ctx.algorithm, ctx.impl = inputs
+    ctx.save_for_backward(grad_output, weight)
+    ctx.rule = tuple(rule)
+
+
+def _backward_grad_input(ctx, grad):  # type: ignore[no-untyped-def]
+    grad_output, weight = ctx.saved_tensors
+    grad_grad_output = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_grad_output = _op(grad, weight, None, *ctx.rule, ctx.algorithm, ctx.impl, None)
+    if ctx.needs_input_grad[1]:
+        grad_weight = _op_grad_weight(grad_output, grad, weight.shape[2:], *ctx.rule, ctx.algorithm, ctx.impl)
+    return grad_grad_output, grad_weight, *[None] * 6
+
+
+def _setup_grad_weight(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    grad_output, x, _kernel_size, *rule, ctx.algorithm, ctx.impl = inputs
+    ctx.save_for_backward(grad_output, x)
+    ctx.rule = tuple(rule)
+
+
+def _backward_grad_weight(ctx, grad):  # type: ignore[no-untyped-def]
+    grad_output, x = ctx.saved_tensors
+    grad_grad_output = grad_x = None
+    if ctx.needs_input_grad[0]:
+        grad_grad_output = _op(x, grad, None, *ctx.rule, ctx.algorithm, ctx.impl, None)
+    if ctx.needs_input_grad[1]:
+        grad_x = _op_grad_input(grad_output, grad, *ctx.rule, ctx.algorithm, ctx.impl)
+    return grad_grad_output, grad_x, *[None] * 7
+
+
+def _adjoint_impl(impl: str | None) -> str | None:
+    """The CUDA C++ kernel has no adjoint: a call that forces it gets the Triton one."""
+    return "triton" if requested(impl) == "cuda" else impl
+
+
+_op = torch.ops.vidgen.masked_conv2d.default
+_op_grad_input = torch.ops.vidgen.masked_conv2d_grad_input.default
+_op_grad_weight = torch.ops.vidgen.masked_conv2d_grad_weight.default
+_op_pack = torch.ops.vidgen.masked_conv2d_pack.default
+
+_register()
+torch.library.register_autograd("vidgen::masked_conv2d", _backward_forward, setup_context=_setup_forward)
+torch.library.register_autograd("vidgen::masked_conv2d_grad_input", _backward_grad_input, setup_context=_setup_grad_input)
+torch.library.register_autograd(
+    "vidgen::masked_conv2d_grad_weight", _backward_grad_weight, setup_context=_setup_grad_weight
+)
+
+
+def _cast_for_autocast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64
+    return t.to(dtype) if eligible else t  # type: ignore[union-attr]
+
+
+def _register_autocast(device_type: str, key: str) -> None:
+    def cast(x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, packed):  # type: ignore[no-untyped-def]
+        dtype = torch.get_autocast_dtype(device_type)
+        narrow = _cast_for_autocast(weight, dtype)
+        # bytes packed for one dtype mean nothing in another
+        packed = packed if narrow.dtype == weight.dtype else None
+        x, bias = _cast_for_autocast(x, dtype), _cast_for_autocast(bias, dtype)
+        with torch.autocast(device_type, enabled=False):
+            return _op(x, narrow, bias, mask, colors, color_layout, dilation, algorithm, impl, packed)
+
+    _library.impl(_OP, cast, key)
+
+
+_register_autocast("cpu", "AutocastCPU")
+_register_autocast("cuda", "AutocastCUDA")
+
+
+# The public functions.
+
+
+def _check_rule(weight: Tensor, mask: str, colors: int, color_layout: str, dilation: int, algorithm: str) -> None:
+    if weight.dim() != 4:
+        raise ValueError(f"weight must be 4-d (out, in, kernel height, kernel width), got shape {tuple(weight.shape)}")
+    out_channels, in_channels, kh, kw = weight.shape
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"weight must have odd kernel sizes, got {kh} x {kw}")
+    if mask not in ("A", "B"):
+        raise ValueError(f"mask must be 'A' or 'B', got {mask!r}")
+    if color_layout not in ("interleaved", "blocked"):
+        raise ValueError(f"color_layout must be 'interleaved' or 'blocked', got {color_layout!r}")
+    if algorithm not in ("auto", "direct"):
+        raise ValueError(f"algorithm must be 'auto' or 'direct', got {algorithm!r}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    if colors < 1 or in_channels % colors or out_channels % colors:
+        raise ValueError(
+            f"colors must be at least 1 and divide both channel counts of weight ({out_channels} out, {in_channels} in), "
+            f"got {colors}"
+        )
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    mask: Mask,
+    colors: int = 1,
+    color_layout: ColorLayout = "interleaved",
+    dilation: int = 1,
+    algorithm: Algorithm = "auto",
+    impl: str | None = None,
+    packed: Tensor | None = None,
+) -> Tensor:
+    """Causal 2-d convolution with 'same' zero padding (formula and promises: the head of this module).
+
+    Args:
+        x: images (N, Cin, H, W); any strides, channels_last is kept in the result; N = 0 is allowed.
+        weight: (Cout, Cin, kh, kw), kh and kw odd, of x's dtype. Masked entries are never read.
+        bias: (Cout,) or None.
+        mask: "A" (first layer: a pixel does not see itself) or "B".
+        colors: number of colour groups of the channels, which must divide Cin and Cout.
+        color_layout: how channels are dealt to colours, see the head of this module.
+        dilation: distance of neighbouring taps in pixels.
+        algorithm: "auto" lets float32 and bfloat16 on the CPU use Winograd forms where they are faster; "direct" does not.
+        impl: "cpu", "triton", "cuda" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        packed: what `masked_conv2d_pack(weight, ...)` returned for the same weight and rule; saves the CPU kernel its
+            packing. The caller answers for its being up to date. Other backends ignore it.
+
+    Returns:
+        (N, Cout, H, W) of x's dtype.
+
+    Raises:
+        ValueError, TypeError: an argument is not as above; the message names it, what was expected and what came.
+        RuntimeError: the forced backend cannot serve the call; the message says why.
+
+    Differentiable in x, weight and bias to any order (in eager mode; torch.compile has no double backward).
+    Autocast: runs in torch.get_autocast_dtype. Deterministic; on the CPU the bits of an image depend neither on the
+    batch around it nor on the number of threads.
+    Error against float64: float32 direct at most 2x that of eager PyTorch, Winograd at most 5e-6 relative rms; bfloat16
+    at most 3x that of eager bfloat16 (rms); float32 accumulation throughout.
+    """
+    _check_rule(weight, mask, colors, color_layout, dilation, algorithm)
+    if x.dim() != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"x must be (N, {weight.shape[1]}, H, W) for a weight of shape {tuple(weight.shape)}, got {tuple(x.shape)}"
+        )
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        if not torch.is_autocast_enabled(x.device.type):
+            got = f"{x.dtype}, {weight.dtype}" + ("" if bias is None else f", {bias.dtype}")
+            raise TypeError(f"x, weight and bias must have one dtype outside autocast, got {got}")
+    if x.device != weight.device or (bias is not None and bias.device != x.device):
+        raise ValueError(f"weight and bias must be on the device of x ({x.device}), got weight on {weight.device}")
+    return _op(x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, packed)
+
+
+def masked_conv2d_pack(
+    weight: Tensor,
+    *,
+    mask: Mask,
+    colors: int = 1,
+    color_layout: ColorLayout = "interleaved",
+    dilation: int = 1,
+    algorithm: Algorithm = "auto",
+) -> Tensor:
+    """The weight in the byte layout that this machine's CPU kernel reads, for `masked_conv2d(..., packed=...)`.
+
+    Args: as in `masked_conv2d`; weight (Cout, Cin, kh, kw) on the CPU, float32, bfloat16 or float64.
+
+    Returns:
+        uint8 (bytes,). It holds every form that the kernel may choose, depends on the instruction set and is not meant to
+        be saved. Not differentiable: gradients flow through `weight`.
+
+    Raises:
+        ValueError: as `masked_conv2d`. RuntimeError: the CPU kernel does not compute weight's dtype.
+    """
+    _check_rule(weight, mask, colors, color_layout, dilation, algorithm)
+    return _op_pack(weight.detach(), mask, colors, color_layout, dilation, algorithm)
+
+
+def plan_of(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mask: str = "B",
+    colors: int = 1,
+    color_layout: str = "interleaved",
+    dilation: int = 1,
+    algorithm: str = "auto",
+) -> str:
+    """What the CPU kernel would do for a call, in words (for `vidgen.explain`)."""
+    return torch.ops.vidgen.masked_conv2d_cpu_plan(x, weight, mask, colors, color_layout, dilation, algorithm)
