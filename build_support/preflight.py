@@ -36,7 +36,7 @@ def python_version():
     if sys.version_info[:2] >= OLDEST_PYTHON:
         return None
     return (
-        f"vidgen needs Python {_version(OLDEST_PYTHON)} or newer and {sys.executable} is "
+        f"Python {_version(OLDEST_PYTHON)} or newer is needed and {sys.executable} is "
         f"{_version(sys.version_info[:3])}: name a newer one, as in `make PYTHON=python3.12`."
     )
 
@@ -76,7 +76,7 @@ def torch():
         return None
     found = installed_torch()
     return (
-        f"vidgen is compiled against PyTorch {_version(OLDEST_TORCH)} or newer and {sys.executable} has "
+        f"the build needs PyTorch {_version(OLDEST_TORCH)} or newer and {sys.executable} has "
         f"{'none' if found is None else found}: type `pip install torch` (how to get a CPU-only one: "
         f"{TORCH_INSTRUCTIONS}), then `pip install --no-build-isolation .`."
     )
@@ -101,14 +101,25 @@ def python_headers():
     )
 
 
+def find_tool(name):
+    """The path of cmake or ninja: pip's if this interpreter has it, whether or not its scripts are on the PATH."""
+    folder = {"cmake": "CMAKE_BIN_DIR", "ninja": "BIN_DIR"}[name]
+    if importlib.util.find_spec(name) is not None:
+        inside = getattr(importlib.import_module(name), folder, None)
+        found = shutil.which(name, path=inside) if inside else None
+        if found:
+            return found
+    return shutil.which(name)
+
+
 def build_tools():
     missing = [name for name in ("setuptools", "pybind11") if importlib.util.find_spec(name) is None]
-    missing += [name for name in ("cmake", "ninja") if importlib.util.find_spec(name) is None and not shutil.which(name)]
+    missing += [name for name in ("cmake", "ninja") if find_tool(name) is None]
     if not missing:
         return None
     return (
         f"the build needs {', '.join(missing)}, which {sys.executable} does not have: type "
-        "`pip install -c constraints.txt setuptools wheel cmake ninja pybind11`."
+        "`pip install -c constraints.txt setuptools cmake ninja pybind11`."
     )
 
 
@@ -144,7 +155,7 @@ BUILD = (python_version, torch, compiler, python_headers, build_tools)
 GPU = (*BUILD, gpu)
 
 
-def check(checks):
+def check(checks=BUILD):
     """Ends the process with the first sentence that a check returns."""
     for one in checks:
         message = one()
