@@ -1,0 +1,216 @@
+// Matrix product of gathered rows with a packed panel: the one loop in which the time goes.
+//
+// C[m][n] = sum over runs, over k in a run, of A[m][offset of the run + k] * B[k][n].
+// A's rows lie anywhere (an image of padded pixels, a row of Winograd tiles), so a convolution needs no im2col:
+// the kept taps of a kernel row are one run. B holds the rows of all runs one after the other, a panel of
+// columns wide. The register tile is 6 rows by 4 vectors (AVX-512: 24 accumulators, 4 registers of B and one
+// broadcast out of 32) or by 2 vectors (16 registers). A tile reads 4 lines of B and 6 scalars for 24
+// multiply-adds, 11 bytes a cycle: B may stream from L2. Rows are dealt to tiles evenly (8 = 4 + 4, not 6 + 2).
+// bf16 multiplies pairs along k: B then interleaves two rows.
+#pragma once
+
+#include "simd.h"
+
+namespace vidgen::VIDGEN_ISA {
+
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = kVectorBytes == 64 ? 4 : 2;
+constexpr int64_t kChunkDepth = 1024;  // B rows between two visits of C: 256 KiB of fp32 with AVX-512
+
+template <class S>
+constexpr int kPanel = kTileVectors * kLanes<S>;
+template <class S>
+constexpr int kDepthStep = sizeof(S) == 2 ? 2 : 1;
+
+struct Run {
+  int64_t offset, length;  // in elements of A
+};
+
+// Where the rows of A begin: row m is column m % columns of line m / columns.
+template <class S>
+struct RowMap {
+  const S* base;
+  int64_t columns, line_pitch, column_pitch;
+};
+
+// Walks a RowMap in order without dividing.
+template <class S>
+struct RowCursor {
+  const RowMap<S>& map;
+  const S* line;
+  int64_t column = 0;
+  explicit RowCursor(const RowMap<S>& m) : map(m), line(m.base) {}
+  VIDGEN_INLINE const S* next() {
+    const S* row = line + column * map.column_pitch;
+    if (++column == map.columns) {
+      column = 0;
+      line += map.line_pitch;
+    }
+    return row;
+  }
+};
+
+template <class S>
+VIDGEN_INLINE Vec<S> load_panel(const S* b) {
+  Vec<S> v;
+  __builtin_memcpy(&v, b, sizeof v);
+  return v;
+}
+
+// The broadcast operand: one value, or a pair of bf16.
+template <class S>
+VIDGEN_INLINE Vec<S> add_product(Vec<S> c, const S* a, Vec<S> b) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(S) == 2) {
+    int32_t pair;
+    __builtin_memcpy(&pair, a, sizeof pair);
+    return (Vec<S>)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
+  }
+#endif
+  if constexpr (sizeof(S) != 2) c += b * *a;
+  return c;
+}
+
+template <class S, int rows, int vectors>
+void multiply_tile(const S* const* a, const Run* run, int64_t runs, const S* b, Acc<S>* c, int64_t c_pitch,
+                   bool accumulate) {
+  constexpr int lanes = kLanes<S>;
+  Vec<S> sum[rows][vectors];
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) sum[i][j] = accumulate ? load(c + i * c_pitch + j * lanes) : Vec<S>{};
+  }
+  for (; runs > 0; --runs, ++run) {
+    const S* row[rows];
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; ++i) row[i] = a[i] + run->offset;
+    for (int64_t k = 0; k < run->length; k += kDepthStep<S>) {
+      Vec<S> panel[vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < vectors; ++j) panel[j] = load_panel(b + j * lanes * kDepthStep<S>);
+#pragma GCC unroll 6
+      for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; ++j) sum[i][j] = add_product<S>(sum[i][j], row[i] + k, panel[j]);
+      }
+      b += vectors * lanes * kDepthStep<S>;
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) store(c + i * c_pitch + j * lanes, sum[i][j]);
+  }
+}
+
+// The centre tap between channel groups: input channel k of colour g reaches only the output channels whose
+// key exceeds g's threshold, and touches no other accumulator. C is read, added to and written back.
+struct ColourRule {
+  int64_t channels, colors;  // of A, the input
+  bool interleaved;
+  int64_t sign, bias;  // threshold of colour g: sign * g - bias
+};
+
+template <class S, int rows, int vectors>
+void multiply_tile_masked(const S* const* a, const ColourRule& rule, const Acc<S>* keys, const Acc<S>* b, Acc<S>* c,
+                          int64_t c_pitch) {
+  using T = Acc<S>;
+  constexpr int lanes = kLanes<S>;
+  Vec<S> sum[rows][vectors];
+  IntVec<S> key[vectors];
+#pragma GCC unroll 4
+  for (int j = 0; j < vectors; ++j) {
+    key[j] = __builtin_convertvector(load(keys + j * lanes), IntVec<S>);
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; ++i) sum[i][j] = load(c + i * c_pitch + j * lanes);
+  }
+  int64_t group = rule.channels / rule.colors;
+  for (int64_t g = 0; g < rule.colors; ++g) {
+    int64_t threshold = rule.sign * g - rule.bias;
+    for (int64_t i = 0; i < group; ++i) {
+      int64_t k = rule.interleaved ? i * rule.colors + g : g * group + i;
+#pragma GCC unroll 4
+      for (int j = 0; j < vectors; ++j) {
+        Vec<S> panel = load(b + (k * vectors + j) * lanes);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r)
+          sum[r][j] = add_product_where<T>(key[j], threshold, to_scalar(a[r][k]), panel, sum[r][j]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) store(c + i * c_pitch + j * lanes, sum[i][j]);
+  }
+}
+
+// One instantiation per tile height and width.
+template <class S, class Index>
+struct TileTable;
+template <class S, size_t... i>
+struct TileTable<S, std::index_sequence<i...>> {
+  static constexpr decltype(&multiply_tile<S, 1, 1>) dense[] = {
+      &multiply_tile<S, i / kTileVectors + 1, i % kTileVectors + 1>...};
+  static constexpr decltype(&multiply_tile_masked<S, 1, 1>) masked[] = {
+      &multiply_tile_masked<S, i / kTileVectors + 1, i % kTileVectors + 1>...};
+};
+template <class S>
+using Tiles = TileTable<S, std::make_index_sequence<kTileRows * kTileVectors>>;
+
+// Calls f(first row, number of rows) for tiles of nearly equal height.
+template <class F>
+VIDGEN_INLINE void for_each_tile(int64_t rows, F f) {
+  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t t = 0, first = 0; t < tiles; ++t) {
+    int64_t count = (rows - first + tiles - t - 1) / (tiles - t);
+    f(first, count);
+    first += count;
+  }
+}
+
+template <class S>
+void multiply(const RowMap<S>& map, int64_t rows, const Run* run, int64_t runs, const S* b, int vectors, Acc<S>* c,
+              int64_t c_pitch) {
+  constexpr int kMaxRuns = 16;
+  Run chunk[kMaxRuns];
+  int64_t used = 0;  // elements of run[0] that earlier chunks have taken
+  bool accumulate = false;
+  do {
+    int64_t count = 0, depth = 0;
+    while (runs > 0 && count < kMaxRuns && depth < kChunkDepth) {
+      int64_t length = run->length - used;
+      if (length > kChunkDepth - depth) length = kChunkDepth - depth;
+      chunk[count++] = {run->offset + used, length};
+      depth += length;
+      used += length;
+      if (used == run->length) {
+        ++run, --runs;
+        used = 0;
+      }
+    }
+    RowCursor<S> cursor(map);
+    for_each_tile(rows, [&](int64_t first, int64_t height) {
+      const S* a[kTileRows];
+      for (int64_t i = 0; i < height; ++i) a[i] = cursor.next();
+      Tiles<S>::dense[(height - 1) * kTileVectors + vectors - 1](a, chunk, count, b, c + first * c_pitch, c_pitch,
+                                                                 accumulate);
+    });
+    b += depth * vectors * kLanes<S>;
+    accumulate = true;
+  } while (runs > 0);
+}
+
+template <class S>
+void multiply_masked(const RowMap<S>& map, int64_t rows, const ColourRule& rule, const Acc<S>* keys, const Acc<S>* b,
+                     int vectors, Acc<S>* c, int64_t c_pitch) {
+  RowCursor<S> cursor(map);
+  for_each_tile(rows, [&](int64_t first, int64_t height) {
+    const S* a[kTileRows];
+    for (int64_t i = 0; i < height; ++i) a[i] = cursor.next();
+    Tiles<S>::masked[(height - 1) * kTileVectors + vectors - 1](a, rule, keys, b, c + first * c_pitch, c_pitch);
+  });
+}
+
+}  // namespace vidgen::VIDGEN_ISA

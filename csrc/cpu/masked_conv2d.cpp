@@ -1,0 +1,72 @@
+// The table of masked_conv2d for one instruction set. Compiled once per level, in a namespace named after it.
+#include "masked_conv2d.h"
+
+#include "masked_conv2d_direct.h"
+#include "masked_conv2d_grad_weight.h"
+#include "masked_conv2d_pack.h"
+
+namespace vidgen::VIDGEN_ISA {
+namespace {
+
+// Calls f with a null pointer of the images' element type.
+template <class F>
+auto by_dtype(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::bf16:
+      return f(static_cast<bf16*>(nullptr));
+    case Dtype::f64:
+      return f(static_cast<double*>(nullptr));
+    default:
+      return f(static_cast<float*>(nullptr));
+  }
+}
+
+size_t packed_bytes(const MaskedConv2d& p, Form) {
+  return by_dtype(p.dtype, [&]<class E>(E*) { return DirectLayout<Staged<E>>(p).bytes(p); });
+}
+
+MaskedConv2dPlan plan(const MaskedConv2d& p, bool) {
+  MaskedConv2dPlan plan{};
+  plan.form = Form::direct;
+  plan.block_rows = larger(1, smaller(p.height, larger(1, 256 / larger(1, p.width))));
+  plan.tasks_per_image = p.width > 0 ? divide_up(p.height, plan.block_rows) : 0;
+  plan.packed_bytes = packed_bytes(p, plan.form);
+  Arena arena{nullptr};
+  by_dtype(p.dtype, [&]<class E>(E*) { DirectTask<E>(p, plan.block_rows, arena); });
+  plan.scratch_bytes = arena.used;
+  return plan;
+}
+
+int64_t pack_tasks(const MaskedConv2d& p, Form) {
+  return by_dtype(p.dtype, [&]<class E>(E*) { return pack_task_count(p, kLanes<E>); });
+}
+
+void pack(const MaskedConv2d& p, Form, const void* weight, void* packed, int64_t task) {
+  by_dtype(p.dtype, [&]<class E>(E*) { pack_direct<E>(p, weight, packed, task); });
+}
+
+void forward(const MaskedConv2d& p, const MaskedConv2dPlan& plan, ImageView x, const void* packed, const void* bias,
+             ImageView y, int64_t task, void* scratch) {
+  by_dtype(p.dtype, [&]<class E>(E*) { forward_direct<E>(p, plan, x, packed, bias, y, task, scratch); });
+}
+
+int64_t grad_weight_tasks(const MaskedConv2d& p) {
+  return by_dtype(p.dtype, [&]<class E>(E*) { return GradPartition<E>(p).tasks(); });
+}
+
+size_t grad_weight_scratch_bytes(const MaskedConv2d& p) {
+  return by_dtype(p.dtype, [&]<class E>(E*) { return grad_weight_scratch<E>(p); });
+}
+
+void grad_weight_task(const MaskedConv2d& p, int64_t batch, ImageView x, ImageView grad_output, void* out, int64_t task,
+                      void* scratch) {
+  by_dtype(p.dtype, [&]<class E>(E*) { grad_weight<E>(p, batch, x, grad_output, out, task, scratch); });
+}
+
+}  // namespace
+
+const MaskedConv2dTable masked_conv2d = {plan,    pack_tasks,        packed_bytes,
+                                         pack,    forward,           grad_weight_tasks,
+                                         grad_weight_scratch_bytes, grad_weight_task};
+
+}  // namespace vidgen::VIDGEN_ISA

@@ -1,0 +1,111 @@
+// What the forms of masked_conv2d share: which taps are kept, how weights are packed into panels, and scratch.
+//
+// Kept taps, in the order of packing: kernel rows above the centre, all columns; then the centre row, left of
+// the centre; then the centre itself (type B without channel groups). With colors > 1 the centre tap stands
+// apart, after the dense part of each panel, in fp32 (fp64), because its channel pairs are masked lane by lane.
+#pragma once
+
+#include "gemm.h"
+#include "masked_conv2d.h"
+
+namespace vidgen::VIDGEN_ISA {
+
+// The type in which pixels and weights are multiplied.
+template <class E>
+struct StagedType {
+  using type = E;
+};
+#if !defined(__AVX512BF16__)
+template <>
+struct StagedType<bf16> {
+  using type = float;
+};
+#endif
+template <class E>
+using Staged = typename StagedType<E>::type;
+
+VIDGEN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+VIDGEN_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+VIDGEN_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+VIDGEN_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// Hands out aligned pieces of scratch; from a null base it measures how much is needed.
+struct Arena {
+  char* base;
+  size_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    char* piece = base == nullptr ? nullptr : base + used;
+    used += round_up(count * int64_t(sizeof(T)), 64);
+    return reinterpret_cast<T*>(piece);
+  }
+};
+
+struct Taps {
+  int64_t above, left;  // kernel rows above the centre, columns left of it
+  bool coloured;        // the centre tap is masked by channel pairs
+  bool centre;          // the centre tap is dense
+  int64_t in_row;       // dense taps of the centre row
+  int64_t dense;        // dense taps in all
+
+  explicit Taps(const MaskedConv2d& p)
+      : above(p.kernel_height / 2),
+        left(p.kernel_width / 2),
+        coloured(p.colors > 1),
+        centre(p.colors == 1 && p.mask_b),
+        in_row(left + centre),
+        dense(above * p.kernel_width + in_row) {}
+};
+
+VIDGEN_INLINE int64_t colour_of(int64_t channel, int64_t channels, const MaskedConv2d& p) {
+  return p.interleaved ? channel % p.colors : channel * p.colors / channels;
+}
+
+// The pair is kept iff colour(in) < colour(out), or <= for type B; the adjoint reads `out` and writes `in`.
+VIDGEN_INLINE ColourRule colour_rule(const MaskedConv2d& p) {
+  return {p.in_channels, p.colors, p.interleaved, p.adjoint ? -1 : 1, p.mask_b ? 1 : 0};
+}
+
+// Output channels are cut into panels; the last is as many vectors wide as it needs.
+template <class S>
+struct Panels {
+  int64_t channels, count;
+  explicit Panels(int64_t out_channels) : channels(out_channels), count(divide_up(out_channels, kPanel<S>)) {}
+  int64_t first(int64_t panel) const { return panel * kPanel<S>; }
+  int64_t width(int64_t panel) const { return smaller(channels - first(panel), kPanel<S>); }
+  int vectors(int64_t panel) const { return int(divide_up(width(panel), kLanes<S>)); }
+  int64_t padded_channels() const { return round_up(channels, kLanes<S>); }
+};
+
+// The colour keys of a panel's output channels, see ColourRule.
+template <class S>
+void colour_keys(const MaskedConv2d& p, int64_t first, int vectors, Acc<S>* keys) {
+  for (int64_t i = 0; i < vectors * kLanes<S>; ++i) {
+    int64_t channel = smaller(first + i, p.out_channels - 1);
+    keys[i] = Acc<S>(colour_of(channel, p.out_channels, p) * (p.adjoint ? -1 : 1));
+  }
+}
+
+// Packed weights of the direct form: [panel]{[tap][input channel][output channel], centre if coloured}.
+template <class S>
+struct DirectLayout {
+  int64_t channel_pitch;  // input channels, even for bf16 pairs
+  int64_t depth;          // dense rows of B
+  int64_t centre_depth;   // rows of the coloured centre
+
+  explicit DirectLayout(const MaskedConv2d& p)
+      : channel_pitch(round_up(p.in_channels, kDepthStep<S>)),
+        depth(Taps(p).dense * channel_pitch),
+        centre_depth(p.colors > 1 ? p.in_channels : 0) {}
+
+  int64_t bytes_per_channel() const { return depth * sizeof(S) + centre_depth * sizeof(Acc<S>); }
+  size_t bytes(const MaskedConv2d& p) const { return bytes_per_channel() * Panels<S>(p.out_channels).padded_channels(); }
+  S* dense(void* packed, int64_t panel) const {
+    return reinterpret_cast<S*>(static_cast<char*>(packed) + panel * kPanel<S> * bytes_per_channel());
+  }
+  Acc<S>* centre(void* packed, int64_t panel, int vectors) const {
+    return reinterpret_cast<Acc<S>*>(dense(packed, panel) + depth * vectors * kLanes<S>);
+  }
+};
+
+}  // namespace vidgen::VIDGEN_ISA
