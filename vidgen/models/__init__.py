@@ -1,0 +1,10 @@
+"""Whole systems, a folder per family, all built on vidgen's ops.
+
+Every model has a ``config``: the keyword arguments of its constructor, plain JSON values, from which a checkpoint
+rebuilds it. ``MODELS`` is the list of names by which checkpoints and the command line know them.
+"""
+
+from vidgen.models.autoregressive import PixelCNN
+from vidgen.models.checkpoint import MODELS, load_checkpoint, read_metadata, save_checkpoint
+
+__all__ = ["MODELS", "PixelCNN", "load_checkpoint", "read_metadata", "save_checkpoint"]

@@ -1,0 +1,155 @@
+"""PixelCNN: an image's likelihood, one sub-pixel at a time.
+
+    p(x) = Π p(x[c, i, j] | every pixel before (i, j) in raster order, channels before c of pixel (i, j))
+
+A stack of masked convolutions gives all factors in one pass; each is an n-way softmax over the grey levels.
+
+Source: van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks" (ICML 2016), sections 3.3 to 3.5,
+figure 5 (left) and table 1:
+
+    7×7 mask A -> blocks × [x + (ReLU, 1×1 2h→h, ReLU, 3×3 mask B h→h, ReLU, 1×1 h→2h)] -> 2 × (ReLU, 1×1) -> softmax
+
+Channels carry a colour. In every layer channel k has colour k mod C ("interleaved"), and a layer's outputs of colour c
+read, at their own pixel, the inputs of colours before c (first layer, mask A) or up to c (all others, mask B, the 1×1
+ones included). Widths must therefore divide by the number of colours. Two more things follow: the last layer's channel
+v·C + c is the logit of level v of colour c, so the logits (N, levels, C, H, W) are a view of its output, and the element
+order that residual and 1×1 layers see never moves a channel to another colour.
+
+As published, the 3×3 stack has a blind spot to the right above a pixel; the gated PixelCNN (2016) closes it.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vidgen.nn import MaskedConv2d
+from vidgen.sampling.heads import Categorical, scale_levels
+
+
+class _ResidualBlock(nn.Module):
+    """x + f(x) on 2h channels, f through h channels; (N, 2h, H, W) -> (N, 2h, H, W)."""
+
+    def __init__(self, hidden: int, colors: int, dropout: float):
+        super().__init__()
+        self.reduce = MaskedConv2d(2 * hidden, hidden, 1, mask="B", colors=colors)
+        self.conv = MaskedConv2d(hidden, hidden, 3, mask="B", colors=colors)
+        self.expand = MaskedConv2d(hidden, 2 * hidden, 1, mask="B", colors=colors)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.reduce(torch.relu(x))
+        y = self.conv(torch.relu(y))
+        y = self.expand(self.dropout(torch.relu(y)))
+        return cast(Tensor, x + y)
+
+
+class PixelCNN(nn.Module):
+    """PixelCNN with an n-way softmax for every sub-pixel.
+
+    Args:
+        image_shape: (C, H, W). C = 1 is grey; with C channels each is predicted from the ones before it. The network is
+            fully convolutional: H and W matter to ``vidgen.generate`` only.
+        levels: number of grey levels, at least 2 (256 for 8-bit images).
+        hidden: h, the width inside the residual blocks; the features between them have 2h channels. Divides by C.
+        blocks: number of residual blocks.
+        head_channels: width of the first 1×1 layer of the head; 2h if None. Divides by C.
+        dropout: share of values dropped in training before each block's last layer, elementwise.
+
+    Raises:
+        ValueError: a size is not as described.
+    """
+
+    conditional = False
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 8, 8),
+        levels: int = 256,
+        hidden: int = 64,
+        blocks: int = 15,
+        head_channels: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        head_channels = 2 * hidden if head_channels is None else head_channels
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(f"image_shape: expected three positive sizes (C, H, W), got {tuple(image_shape)}")
+        if levels < 2:
+            raise ValueError(f"levels: expected at least 2, got {levels}")
+        if blocks < 0:
+            raise ValueError(f"blocks: expected at least 0, got {blocks}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
+        channels = image_shape[0]
+        for name, width in (("hidden", hidden), ("head_channels", head_channels)):
+            if width < 1 or width % channels:
+                raise ValueError(f"{name}: expected a positive multiple of the {channels} image channels, got {width}")
+
+        self.image_shape = (channels, image_shape[1], image_shape[2])
+        self.levels = levels
+        self.head = Categorical(levels)
+        self.config: dict[str, Any] = {
+            "image_shape": list(self.image_shape),
+            "levels": levels,
+            "hidden": hidden,
+            "blocks": blocks,
+            "head_channels": head_channels,
+            "dropout": dropout,
+        }
+        self.input = MaskedConv2d(channels, 2 * hidden, 7, mask="A", colors=channels)
+        self.blocks = nn.ModuleList(_ResidualBlock(hidden, channels, dropout) for _ in range(blocks))
+        self.head_hidden = MaskedConv2d(2 * hidden, head_channels, 1, mask="B", colors=channels)
+        self.head_logits = MaskedConv2d(head_channels, levels * channels, 1, mask="B", colors=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of every sub-pixel.
+
+        Args:
+            x: (N, C, H, W); integers 0 … levels−1, or floating point already scaled to [-1, 1]
+                (``vidgen.sampling.scale_levels``), which then decides the dtype of the computation.
+
+        Returns:
+            (N, levels, C, H, W): the logits of channel c of pixel (i, j) depend on earlier pixels and on channels before c
+            of (i, j), and on nothing else, to the bit. Differentiable in x and the weights, twice.
+
+        Raises:
+            ValueError: x does not have four dimensions and C channels, or integers are out of range.
+        """
+        channels = self.image_shape[0]
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"x: expected shape (N, {channels}, H, W), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            x = scale_levels(self._checked(x), self.levels, self.input.weight.dtype)
+        y = self.input(x)
+        for block in self.blocks:
+            y = block(y)
+        y = self.head_logits(torch.relu(self.head_hidden(torch.relu(y))))
+        return y.contiguous().unflatten(1, (self.levels, channels))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) in nats. Integer images (N, C, H, W) in 0 … levels−1 -> (N,) float32; differentiable in the weights.
+
+        Raises:
+            TypeError: x is not of an integer dtype.
+            ValueError: x has a wrong shape or a value out of range.
+        """
+        if x.is_floating_point():
+            raise TypeError(f"x: expected integer grey levels, got {x.dtype}")
+        return self.head.log_prob(self(x), x)
+
+    def bits_per_dim(self, x: Tensor) -> Tensor:
+        """−log₂ p(x) / (C·H·W). Integer images (N, C, H, W) -> (N,)."""
+        return -self.log_prob(x) / (math.log(2.0) * math.prod(x.shape[1:]))
+
+    def _checked(self, x: Tensor) -> Tensor:
+        # reading the range of an accelerator's tensor would make the host wait for it
+        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
+            low, high = int(x.min()), int(x.max())
+            if low < 0 or high >= self.levels:
+                raise ValueError(f"x: expected grey levels 0 … {self.levels - 1}, got {low} … {high}")
+        return x
+
+    def extra_repr(self) -> str:
+        return f"image_shape={self.image_shape}, levels={self.levels}"

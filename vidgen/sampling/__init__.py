@@ -1,0 +1,21 @@
+"""Drawing from autoregressive models."""
+
+from vidgen.sampling.executors import EXECUTORS, Executor, Request
+from vidgen.sampling.generate import AutoregressiveModel, generate
+from vidgen.sampling.heads import Categorical, Head, round_to_levels, scale_levels
+from vidgen.sampling.philox import image_noise, philox4x32, uniforms
+
+__all__ = [
+    "EXECUTORS",
+    "AutoregressiveModel",
+    "Categorical",
+    "Executor",
+    "Head",
+    "Request",
+    "generate",
+    "image_noise",
+    "philox4x32",
+    "round_to_levels",
+    "scale_levels",
+    "uniforms",
+]

@@ -1,0 +1,96 @@
+"""The task of models that give an image's likelihood: maximise it, judge by held-out bits/dim."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from vidgen.models import save_checkpoint
+from vidgen.train.task import Modules, Phase, Task
+
+
+def cosine(steps: int, warmup: int) -> Any:
+    """A schedule: up linearly over ``warmup`` steps, then down a half cosine to 0 at ``steps``."""
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / (warmup + 1))
+        share = (step - warmup) / max(steps - warmup, 1)
+        return rise * 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
+
+    return factor
+
+
+def likelihood_task(
+    model: nn.Module,
+    train: Tensor,
+    validation: Tensor | None,
+    *,
+    steps: int,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    warmup: int = 100,
+    max_grad_norm: float = 1.0,
+    description: dict[str, Any] | None = None,
+) -> Task:
+    """AdamW on bits/dim.
+
+    Args:
+        model: has ``head`` (``vidgen.sampling.Head``) and ``config``, such as ``vidgen.models.PixelCNN``.
+        train, validation: integer images (N, C, H, W).
+        steps: training steps of the whole run, which the learning rate's cosine spans.
+        learning_rate: at its highest.
+        weight_decay: AdamW's.
+        warmup: steps over which the learning rate rises.
+        max_grad_norm: gradients are scaled down to this norm.
+        description: further values that distinguish the task, such as the data set's name.
+
+    Returns:
+        A task that records "bits_per_dim" in training and on held-out images, and saves checkpoints for
+        ``vidgen.models.load_checkpoint``.
+    """
+    head: Any = model.head
+
+    def bits_per_dim(modules: Modules, images: Tensor) -> Tensor:
+        # the model is called, not its log_prob: distributed training hooks into the call
+        nats = head.log_prob(modules["model"](images), images)
+        return -nats / (math.log(2.0) * math.prod(images.shape[1:]))
+
+    def loss(modules: Modules, batch: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        bits = bits_per_dim(modules, batch[0]).mean()
+        return bits * math.log(2.0), {"bits_per_dim": bits}
+
+    def evaluate(modules: Modules, batch: list[Tensor]) -> dict[str, Tensor]:
+        return {"bits_per_dim": bits_per_dim(modules, batch[0])}
+
+    def save(path: Path, metadata: dict[str, Any]) -> None:
+        save_checkpoint(model, path, **metadata, **(description or {}))
+
+    optimization = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "max_grad_norm": max_grad_norm,
+    }
+    phase = Phase(
+        "likelihood",
+        trains=("model",),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay),
+        loss=loss,
+        schedule=cosine(steps, warmup),
+        max_grad_norm=max_grad_norm,
+    )
+    return Task(
+        modules={"model": model},
+        phases=(phase,),
+        data=TensorDataset(train),  # type: ignore[arg-type]
+        validation=None if validation is None else TensorDataset(validation),  # type: ignore[arg-type]
+        evaluate=None if validation is None else evaluate,
+        monitor=None if validation is None else "bits_per_dim",
+        averaged=("model",),
+        save=save,
+        description={"model": model.config, **optimization, **(description or {})},
+    )
