@@ -41,7 +41,7 @@ def say(text: str) -> None:
 
 
 def call(*command: str | Path) -> None:
-    """Runs a command from the root of the tree; its failure ends this process with its exit status."""
+    """Runs a command from the root of the tree; if it fails, this process ends with its exit status."""
     # an inherited ninja has its script beside the interpreter it was installed for
     where = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     code = subprocess.run([str(part) for part in command], cwd=ROOT, env=where, check=False).returncode
@@ -161,24 +161,23 @@ class Environment:
         done = self.state.get("extras", {})
         extension = self.extension_digest(installed)
         if done.get(extras) != wanted:
-            say(f"installing the build tools and vidgen[{extras}]; compiling the kernels takes a minute or two")
-            say(preflight.cuda_note())
+            say(f"installing vidgen[{extras}] and what it is built with")
             under = ("-c", self.constraints(installed))
             self.pip("-q", *under, *project["build-system"]["requires"])
-            self.check_build()
+            self.compile(extension)
             self.pip("--no-build-isolation", *under, "-e", f".[{extras}]")
-            self.remember("extension", extension)
             self.remember("extras", {**done, extras: wanted})
         elif not self.extension_is_fresh(extension):
-            say("the sources of the kernels changed: compiling them again")
-            self.check_build()
-            call(self.python, "setup.py", "-q", "build_ext", "--inplace")
-            self.remember("extension", extension)
+            self.compile(extension)
 
-    def check_build(self) -> None:
-        code = subprocess.run([self.python, ROOT / "build_support" / "preflight.py", "build"], check=False).returncode
-        if code:
-            raise SystemExit(code)
+    def compile(self, extension: str) -> None:
+        """Apart from pip, which would hide the compiler's progress, and its errors in a page of its own."""
+        say("compiling the kernels, which takes a minute or two where nothing of them is there yet")
+        checks = [self.python, ROOT / "build_support" / "preflight.py", "build"]
+        if subprocess.run(checks, check=False).returncode:
+            raise SystemExit(1)
+        call(self.python, "setup.py", "-q", "build_ext", "--inplace")
+        self.remember("extension", extension)
 
 
 def main() -> None:
