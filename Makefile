@@ -20,7 +20,7 @@ help:  ## this list
 
 report:  ## train the demo, run the benchmarks, write report/index.html
 	@$(SETUP) all
-	$(RUN) -m vidgen report $(ARGS)
+	$(VENV)/bin/vidgen report $(ARGS)
 
 test:  ## build, then run the tests
 	@$(SETUP) test
