@@ -38,7 +38,7 @@ gpu:  ## with PYTHON as it is (no .venv, no downloads): build, test and measure 
 	$(PYTHON) setup.py -q build_ext --inplace
 
 wheel:  ## a wheel in dist/
-	@$(SETUP) all
+	@$(SETUP) ''
 	rm -rf build/lib.* build/bdist.*
 	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl

@@ -161,11 +161,11 @@ class Environment:
         done = self.state.get("extras", {})
         extension = self.extension_digest(installed)
         if done.get(extras) != wanted:
-            say(f"installing vidgen[{extras}] and what it is built with")
+            say(f"installing vidgen[{extras}] and what it is built with, which takes some minutes the first time")
             under = ("-c", self.constraints(installed))
-            self.pip("-q", *under, *project["build-system"]["requires"])
+            self.pip("-q", *under, *project["build-system"]["requires"], *project["project"].get("dependencies", ()))
             self.compile(extension)
-            self.pip("--no-build-isolation", *under, "-e", f".[{extras}]")
+            self.pip("-q", "--no-build-isolation", *under, "-e", f".[{extras}]" if extras else ".")
             self.remember("extras", {**done, extras: wanted})
         elif not self.extension_is_fresh(extension):
             self.compile(extension)
@@ -184,7 +184,7 @@ def main() -> None:
     preflight.check(preflight.VENV)
     parser = argparse.ArgumentParser(description="Make .venv, or bring it up to date.")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
-    parser.add_argument("--extras", required=True, help="comma-separated extras of pyproject.toml")
+    parser.add_argument("--extras", default="", help="extras of pyproject.toml, with commas between")
     parser.add_argument("--torch", required=True, help="what pip installs where no usable torch is to be seen")
     arguments = parser.parse_args()
 
