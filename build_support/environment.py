@@ -108,6 +108,8 @@ class Environment:
         self.remember("made_for", {**made_for, "python": "interrupted"})
         call(sys.executable, "-m", "venv", self.venv)
         if made_for["inherited"]:
+            # Python 3.11 brings an old setuptools along, which would hide a newer one among the inherited
+            call(self.python, "-m", "pip", "uninstall", "-q", "-q", "-y", "setuptools")
             packages = self.venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
             (packages / "inherited.pth").write_text("".join(f"{path}\n" for path in made_for["inherited"]))
         self.remember("made_for", made_for)
