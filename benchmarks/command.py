@@ -58,9 +58,6 @@ def bench(
     except KeyboardInterrupt:
         print(f"\nInterrupted: {target} is untouched. Finished cases are kept in {cache}.", file=sys.stderr)
         return 130
-    except ValueError as error:
-        print(f"vidgen bench: {error}", file=sys.stderr)
-        return 2
     results.save(target, measured)
     print(f"\n{results.machine_line(measured)}")
     print(f"{len(measured['rows'])} cases in {time.monotonic() - started:.0f} s. Raw samples: {target}")

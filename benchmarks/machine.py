@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
-
-
-def cpu_model() -> str:
-    """The processor's own name for itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
@@ -29,10 +18,11 @@ def describe(device: str, threads: int) -> dict[str, Any]:
     """Processor, threads, versions and instruction set; with `device="cuda"` also the card."""
     import vidgen
     from vidgen import _host
+    from vidgen.info import processor
 
     machine: dict[str, Any] = {
         "device": device,
-        "cpu": cpu_model(),
+        "cpu": processor(),
         "architecture": platform.machine(),
         "threads": threads,
         "cores": usable_cores(),

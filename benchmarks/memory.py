@@ -1,7 +1,7 @@
 """Peak resident memory of a contender, measured in a child process that runs nothing else.
 
-One helper process imports torch and vidgen once and never runs an operator, so it has no thread pool and can fork
-safely. For every contender it forks a child, which makes the inputs, notes its resident size, resets the kernel's
+One helper process imports torch and vidgen once and stays on one thread, so that it has no pool of threads, which a
+fork would lose. For every contender it forks a child, which makes the inputs, notes its resident size, resets the kernel's
 high-water mark, then builds the contender and calls it. What the mark has risen by is what the contender adds to its
 inputs: output, packed weights, workspace, and pages of library code that it touches first.
 Linux only (/proc); elsewhere `MemoryProbe` answers None and the tables say "not measured".
@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .harness import Case, Contender
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _CALLS = 2
+_PATIENCE_S = 120
 
 
 class MemoryProbe:
@@ -95,8 +99,7 @@ def _in_child(case: Case, contender: Contender, threads: int) -> str:
     if child == 0:
         # whatever happens, a child never returns into the parent's loop
         try:
-            import torch
-
+            signal.alarm(_PATIENCE_S)
             torch.set_num_threads(threads)
             answer = json.dumps(_probe(case, contender))
         except BaseException:
@@ -113,6 +116,7 @@ def _in_child(case: Case, contender: Contender, threads: int) -> str:
 def _serve(threads: int, full: bool) -> None:
     from .suite import find_cases
 
+    torch.set_num_threads(1)
     known: dict[str, dict[str, Any]] = {}
     for line in sys.stdin:
         op, name, contender = json.loads(line)

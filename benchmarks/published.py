@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vidgen.files import write_atomically
+
 from . import results
 
 _BLOCK = re.compile(r"(<!-- benchmark: (?P<file>\S+) -->\n)(?P<table>.*?)(<!-- /benchmark -->)", re.DOTALL)
@@ -99,7 +101,7 @@ def update(document: Path, folder: Path) -> None:
     def written(block: re.Match[str]) -> str:
         return f"{block[1]}{table(results.load(folder / block['file'])).strip()}\n{block[4]}"
 
-    results.write_atomically(document, _BLOCK.sub(written, text).encode())
+    write_atomically(document, _BLOCK.sub(written, text).encode())
 
 
 if __name__ == "__main__":

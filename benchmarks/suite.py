@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from vidgen.files import write_atomically
+
 from . import machine, results
 from .harness import Case, measure
 from .memory import MemoryProbe
@@ -90,7 +92,8 @@ def run(
             if row is None:
                 row = measure(case, budget_s=seconds, memory=memory)
                 if path:
-                    results.write_atomically(path, json.dumps(row, allow_nan=True).encode())
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(path, json.dumps(row, allow_nan=True).encode())
             answer["rows"].append(row)
             if progress:
                 progress(index, len(found), case, row, answer["peaks"])
