@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <optional>
@@ -74,6 +76,13 @@ inline void* scratch(size_t bytes) {
   return memory.get();
 }
 
+// VIDGEN_POISON_SCRATCH=1 (read once) fills a task's scratch with NaNs before it starts, which is how the tests see
+// a kernel that reads what it has not written.
+inline bool poison_scratch() {
+  static const bool poison = std::getenv("VIDGEN_POISON_SCRATCH") != nullptr;
+  return poison;
+}
+
 // Runs task(i, scratch) for i in [0, tasks) on torch's threads. Nothing may throw in there, so a failed
 // allocation is noted and reported afterwards.
 template <typename Task>
@@ -85,7 +94,10 @@ void parallel_tasks(int64_t tasks, size_t scratch_bytes, const Task& task) {
       out_of_memory = true;
       return;
     }
-    for (int64_t i = begin; i < end; ++i) task(i, memory);
+    for (int64_t i = begin; i < end; ++i) {
+      if (poison_scratch() && scratch_bytes > 0) std::memset(memory, 0xff, scratch_bytes);
+      task(i, memory);
+    }
   });
   check(!out_of_memory, "out of memory: a thread needs ", scratch_bytes, " bytes of scratch");
 }

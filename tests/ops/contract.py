@@ -1,0 +1,131 @@
+"""What the generated tests need to know of an op: how to call it, and samples of its arguments.
+
+An op that adds itself to OPS gets every test of test_contract.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidgen.ops import masked_conv2d
+from vidgen.ops.masked_conv2d import reference as masked_conv2d_reference
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call: tensors by name, other arguments, and which backends beyond the usual cannot take it."""
+
+    tensors: dict[str, Tensor | None]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, dtype: torch.dtype, device: str) -> Sample:
+        moved = {k: None if v is None else v.to(device, dtype) for k, v in self.tensors.items()}
+        return Sample(moved, self.options)
+
+    def clone(self) -> Sample:
+        return Sample({k: None if v is None else v.clone() for k, v in self.tensors.items()}, self.options)
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op under test. `image` names the tensor whose layout is kept and whose first axis is the batch."""
+
+    name: str
+    public: Callable[..., Tensor]
+    reference: Callable[[Sample], Tensor]
+    samples: Callable[[], Iterator[tuple[str, Sample]]]
+    torch_op: str
+    positional: Callable[[Sample, str | None], tuple[Any, ...]]
+    unsupported: Callable[[Sample, str, torch.dtype], bool]
+    image: str = "x"
+
+    def __call__(self, sample: Sample, impl: str | None) -> Tensor:
+        return self.public(**sample.tensors, **sample.options, impl=impl)
+
+
+def _masked_conv2d_samples() -> Iterator[tuple[str, Sample]]:
+    """Shapes that have broken convolutions: thin, odd, empty, narrower than the kernel, many or few channels."""
+
+    def sample(n, cin, cout, h, w, kh, kw, bias=True, **options):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(n + 3 * cin + 5 * cout + 7 * h + 11 * w + 13 * kh + 17 * kw)
+        tensors = {
+            "x": torch.randn(n, cin, h, w, generator=generator, dtype=torch.float64),
+            "weight": torch.randn(cout, cin, kh, kw, generator=generator, dtype=torch.float64) / (cin * kh * kw) ** 0.5,
+            "bias": torch.randn(cout, generator=generator, dtype=torch.float64) if bias else None,
+        }
+        return Sample(tensors, {"mask": "B", **options})
+
+    yield "3x3", sample(2, 16, 16, 8, 9, 3, 3)
+    yield "3x3-wide-channels", sample(3, 72, 100, 7, 13, 3, 3)
+    yield "3x3-A-no-bias", sample(2, 16, 32, 11, 6, 3, 3, bias=False, mask="A")
+    yield "5x5", sample(2, 32, 24, 9, 10, 5, 5)
+    yield "7x7", sample(1, 32, 40, 10, 17, 7, 7)
+    yield "7x7-A-grey", sample(3, 1, 20, 9, 8, 7, 7, mask="A")
+    yield "7x7-A-colors", sample(2, 3, 12, 8, 7, 7, 7, mask="A", colors=3)
+    yield "3x3-colors", sample(2, 24, 24, 6, 9, 3, 3, colors=3)
+    yield "3x3-colors-blocked", sample(2, 24, 36, 6, 9, 3, 3, colors=3, color_layout="blocked", mask="A")
+    yield "5x5-colors-2", sample(1, 34, 6, 5, 5, 5, 5, colors=2, color_layout="blocked")
+    yield "1x1", sample(2, 17, 33, 5, 7, 1, 1)
+    yield "1x1-A-colors", sample(2, 6, 9, 4, 5, 1, 1, mask="A", colors=3)
+    yield "1x1-A-empty", sample(2, 4, 5, 3, 3, 1, 1, mask="A")
+    yield "1x5", sample(2, 8, 8, 3, 12, 1, 5)
+    yield "5x1", sample(2, 8, 8, 7, 4, 5, 1)
+    yield "3x7", sample(1, 12, 20, 6, 10, 3, 7, mask="A")
+    yield "dilated", sample(2, 10, 18, 9, 11, 3, 3, dilation=2)
+    yield "dilated-5x3-colors", sample(1, 9, 12, 8, 8, 5, 3, dilation=3, colors=3)
+    yield "narrower-than-kernel", sample(2, 5, 7, 2, 2, 7, 7)
+    yield "one-pixel", sample(3, 20, 16, 1, 1, 3, 3)
+    yield "one-row", sample(16, 16, 16, 1, 20, 3, 3)
+    yield "one-column", sample(2, 16, 16, 19, 1, 5, 5)
+    yield "empty-batch", sample(0, 4, 6, 5, 5, 3, 3)
+    yield "single-channel", sample(2, 1, 1, 6, 6, 3, 3, mask="A")
+
+
+def _masked_conv2d_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
+    options = {"colors": 1, "color_layout": "interleaved", "dilation": 1, "algorithm": "auto", **sample.options}
+    names = ("mask", "colors", "color_layout", "dilation", "algorithm")
+    return (*sample.tensors.values(), *(options[name] for name in names), impl, None)
+
+
+def _masked_conv2d_unsupported(sample: Sample, impl: str, dtype: torch.dtype) -> bool:
+    """What a backend's row says it does not do."""
+    weight = sample.tensors["weight"]
+    assert weight is not None
+    few_channels = weight.shape[1] <= 4 and max(weight.shape[2:]) <= 7
+    return (impl == "cuda" and not few_channels) or (impl in ("cuda", "triton") and dtype == torch.float64)
+
+
+OPS = {
+    "masked_conv2d": Op(
+        name="masked_conv2d",
+        public=masked_conv2d,
+        reference=lambda s: masked_conv2d_reference(*_masked_conv2d_positional(s, None)[:-3]),
+        samples=_masked_conv2d_samples,
+        torch_op="masked_conv2d",
+        positional=_masked_conv2d_positional,
+        unsupported=_masked_conv2d_unsupported,
+    )
+}
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    # every axis strided, storage offset not zero
+    "sliced": lambda t: t.new_empty([s * 2 + 1 for s in t.shape])[tuple(slice(1, None, 2) for _ in t.shape)].copy_(t),
+    "transposed": lambda t: t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+}
+
+
+def cases() -> list[tuple[str, str]]:
+    """(op, sample) names, for parametrisation."""
+    return [(name, label) for name, op in OPS.items() for label, _ in op.samples()]
+
+
+def get(op_name: str, label: str) -> tuple[Op, Sample]:
+    op = OPS[op_name]
+    return op, dict(op.samples())[label]
