@@ -4,6 +4,7 @@
 #include "masked_conv2d_direct.h"
 #include "masked_conv2d_grad_weight.h"
 #include "masked_conv2d_pack.h"
+#include "masked_conv2d_winograd_forward.h"
 
 namespace vidgen::VIDGEN_ISA {
 namespace {
@@ -21,33 +22,47 @@ auto by_dtype(Dtype dtype, F f) {
   }
 }
 
-size_t packed_bytes(const MaskedConv2d& p, Form) {
-  return by_dtype(p.dtype, [&]<class E>(E*) { return DirectLayout<Staged<E>>(p).bytes(p); });
+size_t packed_bytes(const MaskedConv2d& p, Form form) {
+  return by_dtype(p.dtype, [&]<class E>(E*) {
+    using S = Staged<E>;
+    return form == Form::winograd ? WinogradForm<S>(p).bytes(p) : DirectLayout<S>(p).bytes(p);
+  });
 }
 
-MaskedConv2dPlan plan(const MaskedConv2d& p, bool) {
-  MaskedConv2dPlan plan{};
-  plan.form = Form::direct;
-  plan.block_rows = larger(1, smaller(p.height, larger(1, 256 / larger(1, p.width))));
-  plan.tasks_per_image = p.width > 0 ? divide_up(p.height, plan.block_rows) : 0;
-  plan.packed_bytes = packed_bytes(p, plan.form);
-  Arena arena{nullptr};
-  by_dtype(p.dtype, [&]<class E>(E*) { DirectTask<E>(p, plan.block_rows, arena); });
-  plan.scratch_bytes = arena.used;
-  return plan;
+MaskedConv2dPlan plan(const MaskedConv2d& p, bool direct_only) {
+  return by_dtype(p.dtype, [&]<class E>(E*) {
+    MaskedConv2dPlan plan{};
+    plan.form = !direct_only && WinogradForm<Staged<E>>::supports(p) ? Form::winograd : Form::direct;
+    plan.block_rows = larger(1, smaller(p.height, larger(1, 256 / larger(1, p.width))));
+    plan.tasks_per_image = p.width > 0 ? divide_up(p.height, plan.block_rows) : 0;
+    plan.packed_bytes = packed_bytes(p, plan.form);
+    Arena arena{nullptr};
+    if (plan.form == Form::winograd) {
+      WinogradTask<E>(p, plan.block_rows, arena);
+    } else {
+      DirectTask<E>(p, plan.block_rows, arena);
+    }
+    plan.scratch_bytes = arena.used;
+    return plan;
+  });
 }
 
 int64_t pack_tasks(const MaskedConv2d& p, Form) {
   return by_dtype(p.dtype, [&]<class E>(E*) { return pack_task_count(p, kLanes<E>); });
 }
 
-void pack(const MaskedConv2d& p, Form, const void* weight, void* packed, int64_t task) {
-  by_dtype(p.dtype, [&]<class E>(E*) { pack_direct<E>(p, weight, packed, task); });
+void pack(const MaskedConv2d& p, Form form, const void* weight, void* packed, int64_t task) {
+  by_dtype(p.dtype, [&]<class E>(E*) {
+    (form == Form::winograd ? pack_winograd<E> : pack_direct<E>)(p, weight, packed, task);
+  });
 }
 
 void forward(const MaskedConv2d& p, const MaskedConv2dPlan& plan, ImageView x, const void* packed, const void* bias,
              ImageView y, int64_t task, void* scratch) {
-  by_dtype(p.dtype, [&]<class E>(E*) { forward_direct<E>(p, plan, x, packed, bias, y, task, scratch); });
+  by_dtype(p.dtype, [&]<class E>(E*) {
+    auto form = plan.form == Form::winograd ? forward_winograd<E> : forward_direct<E>;
+    form(p, plan, x, packed, bias, y, task, scratch);
+  });
 }
 
 int64_t grad_weight_tasks(const MaskedConv2d& p) {

@@ -80,8 +80,8 @@ void forward_direct(const MaskedConv2d& p, const MaskedConv2dPlan& plan, const I
       multiply_masked(centres, rows * p.width, colour_rule(p), keys, layout.centre(b, panel, vectors), vectors,
                       work.sums, width);
     }
-    store_block<E>(work.sums, width, static_cast<const E*>(bias), y, n, first_row, rows, p.width, panels.first(panel),
-                   panels.width(panel));
+    store_block<E>(work.sums, p.width * width, width, static_cast<const E*>(bias), y, n, first_row, rows, p.width,
+                   panels.first(panel), panels.width(panel));
   }
 }
 

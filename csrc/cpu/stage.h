@@ -99,18 +99,19 @@ void stage_block(const ImageView& x, int64_t n, int64_t width, const StagedBlock
   }
 }
 
-// values[rows * width][pitch] + bias to the rows of an image, channels [first_channel, first_channel + channels).
+// values[rows][line / pitch][pitch] + bias to rows of `width` pixels, channels [first_channel, first_channel +
+// channels).
 // Adding the bias here, after the sum, keeps it out of the rounding of every product.
 template <class E>
-void store_block(const Acc<E>* values, int64_t pitch, const E* bias, const ImageView& y, int64_t n, int64_t first_row,
-                 int64_t rows, int64_t width, int64_t first_channel, int64_t channels) {
+void store_block(const Acc<E>* values, int64_t line, int64_t pitch, const E* bias, const ImageView& y, int64_t n,
+                 int64_t first_row, int64_t rows, int64_t width, int64_t first_channel, int64_t channels) {
   constexpr int lanes = kLanes<E>;
   int64_t column_stride = y.column_stride, channel_stride = y.channel_stride;
-  if (y.row_stride == width * column_stride) {
+  if (y.row_stride == width * column_stride && line == width * pitch) {
     width *= rows;
     rows = 1;
   }
-  for (int64_t r = 0; r < rows; ++r, values += width * pitch) {
+  for (int64_t r = 0; r < rows; ++r, values += line) {
     E* out = pixel_at<E>(y, n, first_row + r) + first_channel * channel_stride;
     for (int64_t c = 0; c < channels; c += lanes) {
       int64_t count = channels - c < lanes ? channels - c : lanes;

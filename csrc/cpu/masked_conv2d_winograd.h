@@ -1,0 +1,214 @@
+// The Winograd form (dilation 1): fewer products than kept taps, and still causal to the bit.
+//
+// Two parts are transformed apart and added in the output domain.
+//   above: the rows above the current one; all their pixels are past. Along the width F(4, kw), for kw = 7 cut
+//     into F(4, 4) + F(4, 3), whose products add up (bf16, whose rounding asks for small tiles: F(2, .) of pieces
+//     of at most 3 taps). With two or three rows above, pairs of output rows share an outer F(2, kh/2) down the
+//     height: its last input is the upper row of the pair, and reaches the lower one alone.
+//   current: the row itself, left of the centre (and the centre, type B): F(2, taps), causal as toom_cook.h shows.
+// A coloured centre tap is added directly, masked. Products per output, type B, against k * k taps of an eager
+// convolution: k = 3: 1.5 + 1.5 of 9; k = 5: 3 + 2 of 25; k = 7: 6.5 + 2.5 of 49.
+//
+// A task transforms its block of rows to V[coefficient][line * tile][channel] (L2), then for each panel of output
+// channels multiplies every coefficient, V (lines * tiles x channels) by U (channels x panel) into
+// M[coefficient][line * tile][panel] (L2), and transforms back into a buffer that store_block adds the bias to.
+// U streams once per task; 24 or more lines * tiles make that at most 3 bytes a cycle.
+#pragma once
+
+#include "masked_conv2d_pack.h"
+#include "stage.h"
+#include "toom_cook.h"
+
+namespace vidgen::VIDGEN_ISA {
+
+constexpr int kMaxSegments = 3;
+
+// F(m, taps) of the kernel columns [first, first + taps).
+struct Segment {
+  int taps, first;
+};
+
+// One transformed part of the filter.
+struct WinogradPart {
+  int outputs = 0;       // m, along the width; 0: the part is empty
+  int segments = 0;
+  Segment segment[kMaxSegments];
+  int points = 0;        // products along the width: those of the longest segment
+  int rows = 0;          // kernel rows
+  int vertical = 1;      // products down the height; 1: none shared, a line is an output row, else a pair
+
+  void add(int taps, int first) {
+    segment[segments++] = {taps, first};
+    points = int(larger(points, outputs + taps - 1));
+  }
+  int lines_per(int64_t block_rows) const { return int(vertical == 1 ? block_rows : (block_rows + 1) / 2); }
+  // The index of product `point` within segment s, or -1: infinity comes last in every segment.
+  int index(int s, int point) const {
+    int last = outputs + segment[s].taps - 2;
+    return point == points - 1 ? last : point < last ? point : -1;
+  }
+  // Rows of U for one (point, vertical product).
+  int64_t depth(int point, int64_t channel_pitch) const {
+    int64_t count = 0;
+    for (int s = 0; s < segments; ++s) count += index(s, point) >= 0;
+    return count * channel_pitch;
+  }
+  int64_t total_depth(int64_t channel_pitch) const {
+    int64_t sum = 0;
+    for (int i = 0; i < points; ++i) sum += depth(i, channel_pitch) * vertical;
+    return sum;
+  }
+};
+
+template <class S>
+struct WinogradForm {
+  WinogradPart above, current;
+  int64_t channel_pitch;  // rows of U per input channel block: even for bf16
+
+  static bool supports(const MaskedConv2d& p) {
+    return p.dilation == 1 && p.kernel_height <= 7 && p.kernel_width <= 7 && p.kernel_width >= 3 && sizeof(S) <= 4;
+  }
+
+  explicit WinogradForm(const MaskedConv2d& p) : channel_pitch(round_up(p.in_channels, kDepthStep<S>)) {
+    Taps taps(p);
+    int kw = int(p.kernel_width);
+    if (taps.above > 0) {
+      above.rows = int(taps.above);
+      above.vertical = taps.above == 1 ? 1 : above.rows + 1;
+      above.outputs = sizeof(S) == 2 ? 2 : 4;
+      if (sizeof(S) == 2) {
+        for (int first = 0; first < kw; first += above.segment[above.segments - 1].taps)
+          above.add(kw - first > 4 ? 3 : kw - first == 4 ? 2 : kw - first, first);
+      } else if (kw == 7) {
+        above.add(4, 0);
+        above.add(3, 4);
+      } else {
+        above.add(kw, 0);
+      }
+    }
+    if (taps.in_row > 0) {
+      current.rows = 1;
+      current.outputs = 2;
+      current.add(int(taps.in_row), 0);
+    }
+  }
+
+  int64_t depth() const { return above.total_depth(channel_pitch) + current.total_depth(channel_pitch); }
+  int64_t bytes_per_channel(const MaskedConv2d& p) const {
+    return depth() * sizeof(S) + (p.colors > 1 ? p.in_channels * sizeof(Acc<S>) : 0);
+  }
+  size_t bytes(const MaskedConv2d& p) const {
+    return bytes_per_channel(p) * Panels<S>(p.out_channels).padded_channels();
+  }
+  S* panel(const MaskedConv2d& p, void* packed, int64_t i) const {
+    return reinterpret_cast<S*>(static_cast<char*>(packed) + i * kPanel<S> * bytes_per_channel(p));
+  }
+};
+
+// What a horizontal F(m, r) does, chosen at run time.
+template <class S>
+struct HorizontalTransform {
+  void (*line)(const LineSource<S>&, int64_t pitch, int64_t tiles, S* out, int64_t stride);
+  const double* weight;  // [m + r - 1][r]
+};
+
+template <class S>
+HorizontalTransform<S> horizontal_transform(int m, int r) {
+  switch (m * 10 + r) {
+#define VIDGEN_CASE(m, r) \
+  case m * 10 + r:        \
+    return {transform_line<m, r, S>, kToomCook<m, r>.weight[0]};
+    VIDGEN_CASE(2, 1)
+    VIDGEN_CASE(2, 2)
+    VIDGEN_CASE(2, 3)
+    VIDGEN_CASE(2, 4)
+    VIDGEN_CASE(4, 3)
+    VIDGEN_CASE(4, 4)
+    VIDGEN_CASE(4, 5)
+#undef VIDGEN_CASE
+    default:
+      return {};
+  }
+}
+
+// F(2, rows) down the height, rows = 2 or 3: every row of B is one input, or one plus or minus another.
+struct VerticalTerms {
+  int row, other;  // other < 0: none
+  bool subtract;
+};
+
+VIDGEN_INLINE VerticalTerms vertical_terms(int rows, int product) {
+  const double* b = rows == 2 ? kToomCook<2, 2>.input[product] : kToomCook<2, 3>.input[product];
+  VerticalTerms terms{-1, -1, false};
+  for (int j = rows; j >= 0; --j) {
+    if (b[j] == 0) continue;
+    if (terms.row < 0) {
+      terms.row = j;
+    } else {
+      terms.other = j;
+      terms.subtract = b[j] < 0;
+    }
+  }
+  return terms;
+}
+
+VIDGEN_INLINE const double* vertical_weight(int rows) {  // [rows + 1][rows]
+  return rows == 2 ? kToomCook<2, 2>.weight[0] : kToomCook<2, 3>.weight[0];
+}
+
+// Filters of one input channel and a vector of output channels: [kernel row][tap] to U.
+template <class S>
+void pack_part(const WinogradPart& part, const Vec<S>* taps, int64_t kernel_width, int64_t channel,
+               int64_t channel_pitch, S* b, int64_t width, int64_t column) {
+  using T = Acc<S>;
+  int64_t first_depth = 0;
+  for (int point = 0; point < part.points; ++point) {
+    int64_t depth = part.depth(point, channel_pitch), slot = 0;
+    for (int s = 0; s < part.segments; ++s) {
+      int i = part.index(s, point);
+      if (i < 0) continue;
+      int r = part.segment[s].taps;
+      const double* g = horizontal_transform<S>(part.outputs, r).weight + i * r;
+      Vec<S> row[3];
+      for (int ky = 0; ky < part.rows; ++ky) {
+        row[ky] = Vec<S>{};
+        for (int k = 0; k < r; ++k) row[ky] += taps[ky * kernel_width + part.segment[s].first + k] * T(g[k]);
+      }
+      for (int v = 0; v < part.vertical; ++v) {
+        Vec<S> u = row[0];
+        if (part.vertical > 1) {
+          const double* h = vertical_weight(part.rows) + v * part.rows;
+          u = row[0] * T(h[0]) + row[1] * T(h[1]);
+          if (part.rows == 3) u += row[2] * T(h[2]);
+        }
+        store_depth(b, width, first_depth + v * depth + slot * channel_pitch + channel, column, u);
+      }
+      ++slot;
+    }
+    first_depth += depth * part.vertical;
+  }
+}
+
+template <class E>
+void pack_winograd(const MaskedConv2d& p, const void* weight, void* packed, int64_t task) {
+  using S = Staged<E>;
+  constexpr int64_t kMaxTaps = 7 * 3 + 4;
+  Taps taps(p);
+  WinogradForm<S> form(p);
+  PackTask<E> part(p, weight, task);
+  int64_t width = Panels<S>(p.out_channels).vectors(part.panel) * kLanes<S>;
+  S* above = form.panel(p, packed, part.panel);
+  S* current = above + form.above.total_depth(form.channel_pitch) * width;
+  Acc<S>* centre = reinterpret_cast<Acc<S>*>(above + form.depth() * width);
+  for (int64_t in = part.first; in < part.last; ++in) {
+    Vec<S> filter[kMaxTaps];
+    for_each_tap(part.weight + in * part.in_stride, part.lane_stride, part.lanes_used, taps.dense + taps.coloured,
+                 [&](int64_t tap, Vec<E> v) { filter[tap] = v; });
+    pack_part<S>(form.above, filter, p.kernel_width, in, form.channel_pitch, above, width, part.column);
+    pack_part<S>(form.current, filter + taps.above * p.kernel_width, p.kernel_width, in, form.channel_pitch, current,
+                 width, part.column);
+    if (taps.coloured) store(centre + in * width + part.column, filter[taps.dense]);
+  }
+}
+
+}  // namespace vidgen::VIDGEN_ISA

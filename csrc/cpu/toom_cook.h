@@ -1,0 +1,125 @@
+// F(m, r): m outputs of an r-tap filter from n = m + r - 1 products (Toom-Cook, "Winograd" convolution).
+//
+// With finite points p_0 .. p_{n-2} and the point at infinity, y = A [(G g) * (B d)]:
+//   B: row i holds the coefficients of prod_{j != i} (x - p_j), row infinity those of prod_j (x - p_j);
+//   G: row i is p_i^k / prod_{j != i} (p_i - p_j), row infinity takes the last tap;
+//   A: row j is p_i^j, and the product at infinity enters the last output alone.
+// Two things follow. The last input d_{n-1} has a coefficient only in row infinity of B. So with m = 2 the last
+// input, the only one later than y_0, reaches y_1 alone: **F(2, r) is causal to the bit**, NaN included, as long
+// as zero coefficients are left out instead of multiplied. And forms with the same m share the columns of A
+// that belong to common points, so a long filter may be cut into short ones whose products add up.
+//
+// Points are 0, 1, -1, 2, -2, 1/2, -1/2: small powers of two, which keeps rounding low, in opposite pairs:
+// p and -p share the sum and the difference of their rows of B, and of their columns of A.
+#pragma once
+
+#include "simd.h"
+
+namespace vidgen::VIDGEN_ISA {
+
+constexpr double kPoints[] = {0, 1, -1, 2, -2, .5, -.5};
+
+template <int m, int r>
+struct ToomCook {
+  static constexpr int n = m + r - 1;
+  double input[n][n] = {}, weight[n][r] = {}, output[m][n] = {};
+
+  constexpr ToomCook() {
+    for (int i = 0; i < n; ++i) {
+      bool infinity = i == n - 1;
+      double norm = 1;
+      input[i][0] = 1;
+      for (int j = 0, degree = 0; j < n - 1; ++j) {
+        if (j == i) continue;
+        for (int k = ++degree; k >= 0; --k) input[i][k] = (k > 0 ? input[i][k - 1] : 0) - kPoints[j] * input[i][k];
+        if (!infinity) norm *= kPoints[i] - kPoints[j];
+      }
+      double power = 1;
+      for (int k = 0; k < (m > r ? m : r); ++k) {
+        if (k < r) weight[i][k] = infinity ? k == r - 1 : power / norm;
+        if (k < m) output[k][i] = infinity ? k == m - 1 : power;
+        if (!infinity) power *= kPoints[i];
+      }
+    }
+  }
+
+  // Row i of B is followed by that of the opposite point.
+  static constexpr bool paired(int i) { return i % 2 == 1 && i + 1 < n - 1; }
+};
+
+template <int m, int r>
+constexpr ToomCook<m, r> kToomCook{};
+
+// Calls f with the integral constants 0 .. n-1.
+template <int n, class F>
+VIDGEN_INLINE void static_for(F f) {
+  [&]<size_t... i>(std::index_sequence<i...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, int(i)>{}), ...);
+  }(std::make_index_sequence<n>());
+}
+
+// The sum of coefficient(j) * v[j]; terms with a zero coefficient are left out.
+template <int count, class V, class C>
+VIDGEN_INLINE V weighted_sum(const V* v, C) {
+  V sum = {};
+  bool empty = true;
+  static_for<count>([&](auto j) __attribute__((always_inline)) {
+    constexpr double c = C{}(decltype(j)::value);
+    if constexpr (c != 0) {
+      using T = decltype(sum[0] + 0);
+      V term = c == 1 || c == -1 ? v[j] : v[j] * T(c < 0 ? -c : c);
+      sum = empty ? (c < 0 ? -term : term) : c < 0 ? sum - term : sum + term;
+      empty = false;
+    }
+  });
+  return sum;
+}
+
+// Where a line of input comes from: one staged row, or the sum or difference of two (the vertical transform).
+template <class S>
+struct LineSource {
+  const S* row;
+  const S* other;  // null: none
+  bool subtract;
+};
+
+// Transforms a line of `tiles` tiles, m pixels apart: coefficient i of tile t goes to out[i * stride + t * pitch].
+template <int m, int r, class S>
+void transform_line(const LineSource<S>& source, int64_t pitch, int64_t tiles, S* out, int64_t stride) {
+  using F = ToomCook<m, r>;
+  constexpr int n = F::n;
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t c = 0; c < pitch; c += kLanes<S>) {
+      int64_t at = t * m * pitch + c;
+      Vec<S> d[n];
+#pragma GCC unroll 8
+      for (int j = 0; j < n; ++j) d[j] = load(source.row + at + j * pitch);
+      if (source.other != nullptr) {
+#pragma GCC unroll 8
+        for (int j = 0; j < n; ++j) {
+          Vec<S> e = load(source.other + at + j * pitch);
+          d[j] = source.subtract ? d[j] - e : d[j] + e;
+        }
+      }
+      S* to = out + t * pitch + c;
+      static_for<n>([&](auto index) __attribute__((always_inline)) {
+        constexpr int i = decltype(index)::value;
+        if constexpr (F::paired(i)) {
+          auto half_sum = [](int j) constexpr {
+            return (kToomCook<m, r>.input[i][j] + kToomCook<m, r>.input[i + 1][j]) / 2;
+          };
+          auto half_difference = [](int j) constexpr {
+            return (kToomCook<m, r>.input[i][j] - kToomCook<m, r>.input[i + 1][j]) / 2;
+          };
+          Vec<S> s = weighted_sum<n>(d, half_sum), e = weighted_sum<n>(d, half_difference);
+          store(to + i * stride, s + e);
+          store(to + (i + 1) * stride, s - e);
+        } else if constexpr (i == 0 || !F::paired(i - 1)) {
+          store(to + i * stride, weighted_sum<n>(d, [](int j) constexpr { return kToomCook<m, r>.input[i][j]; }));
+        }
+      });
+    }
+  }
+}
+
+}  // namespace vidgen::VIDGEN_ISA
