@@ -1,0 +1,95 @@
+// masked_conv2d_cuda: the CUDA C++ kernel as an op of its own, which the selector in vidgen/ops/masked_conv2d.py calls.
+// Checks, allocation, stream; built even where torch has no CUDA, loaded only where it has.
+#include "bind/tensors.h"
+#include "cuda/masked_conv2d.h"
+
+namespace vidgen {
+namespace {
+
+cuda::Dtype kernel_dtype(ScalarType dtype) {
+  check(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
+        "the CUDA kernel computes float32, float16 and bfloat16 only");
+  return dtype == ScalarType::Float  ? cuda::Dtype::f32
+         : dtype == ScalarType::Half ? cuda::Dtype::f16
+                                     : cuda::Dtype::bf16;
+}
+
+cuda::Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+
+void check_like(const char* name, const Tensor& t, const Tensor& x) {
+  check(t.is_cuda() && t.get_device_index() == x.get_device_index(), name, " must be on the CUDA device of x");
+  check(t.scalar_type() == x.scalar_type(), name, " must have the dtype of x");
+}
+
+int extent(const char* name, int64_t size) {
+  check(size <= 1 << 30, name, " must be at most 2^30, got ", size);
+  return static_cast<int>(size);
+}
+
+Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, std::string mask, int64_t colors,
+               std::string color_layout, int64_t dilation) {
+  check(x.is_cuda(), "x must be a CUDA tensor");
+  check(x.dim() == 4, "x must be 4-d (N, C, H, W), got shape ", sizes_of(x));
+  check(weight.dim() == 4, "weight must be 4-d (out, in, height, width), got shape ", sizes_of(weight));
+  check(x.size(1) == weight.size(1), "x must have ", weight.size(1), " channels (weight's in-channels), got shape ",
+        sizes_of(x));
+  check(mask == "A" || mask == "B", "mask must be 'A' or 'B', got '", mask, "'");
+  check(color_layout == "interleaved" || color_layout == "blocked",
+        "color_layout must be 'interleaved' or 'blocked', got '", color_layout, "'");
+  check(weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1, "weight must have odd kernel sizes, got ", weight.size(2),
+        " x ", weight.size(3));
+  check(weight.size(1) <= cuda::kMaxInChannels && weight.size(2) <= cuda::kMaxKernel &&
+            weight.size(3) <= cuda::kMaxKernel && dilation >= 1 && dilation <= cuda::kMaxDilation,
+        "the CUDA kernel is for 1 to ", cuda::kMaxInChannels, " input channels, kernels up to ", cuda::kMaxKernel,
+        " and dilations up to ", cuda::kMaxDilation, ", got weight ", sizes_of(weight), " and dilation ", dilation);
+  check(colors >= 1 && weight.size(0) % colors == 0 && weight.size(1) % colors == 0, "colors (", colors,
+        ") must divide the weight's channels, got ", weight.size(0), " and ", weight.size(1));
+  check_like("weight", weight, x);
+  std::optional<Tensor> dense_bias;
+  if (bias.has_value()) {
+    check_like("bias", *bias, x);
+    check(bias->dim() == 1 && bias->size(0) == weight.size(0), "bias must have shape (", weight.size(0), "), got ",
+          sizes_of(*bias));
+  }
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  if (bias.has_value()) dense_bias = torch::stable::contiguous(*bias);
+  Tensor y = empty_image(x.size(0), weight.size(0), x.size(2), x.size(3), x, is_channels_last(x));
+  if (y.numel() == 0) return y;
+
+  cuda::MaskedConv2dForward p{};
+  p.x = x.const_data_ptr();
+  p.weight = weight.const_data_ptr();
+  p.bias = dense_bias ? dense_bias->const_data_ptr() : nullptr;
+  p.y = y.mutable_data_ptr();
+  p.x_strides = strides_of(x);
+  p.weight_strides = strides_of(weight);
+  p.y_strides = strides_of(y);
+  p.batch = x.size(0);
+  p.height = extent("x's height", x.size(2));
+  p.width = extent("x's width", x.size(3));
+  p.in_channels = static_cast<int>(weight.size(1));
+  p.out_channels = extent("weight's out-channels", weight.size(0));
+  p.kernel_height = static_cast<int>(weight.size(2));
+  p.kernel_width = static_cast<int>(weight.size(3));
+  p.dilation = static_cast<int>(dilation);
+  p.colors = static_cast<int>(colors);
+  p.mask_b = mask == "B";
+  p.interleaved = color_layout == "interleaved";
+  p.dtype = kernel_dtype(x.scalar_type());
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  const cudaError_t error = cuda::masked_conv2d_forward(p, static_cast<cudaStream_t>(stream));
+  check(error == cudaSuccess, "the CUDA kernel of masked_conv2d did not start: ", cudaGetErrorString(error));
+  return y;
+}
+
+}  // namespace
+}  // namespace vidgen
+
+STABLE_TORCH_LIBRARY_FRAGMENT(vidgen, m) {
+  m.def(
+      "masked_conv2d_cuda(Tensor x, Tensor weight, Tensor? bias, str mask, int colors, str color_layout, "
+      "int dilation) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vidgen, CUDA, m) { m.impl("masked_conv2d_cuda", TORCH_BOX(&vidgen::forward)); }
