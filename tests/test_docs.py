@@ -99,7 +99,13 @@ def test_named_commands_and_their_options_exist(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_named_variables_are_read_somewhere(document: str) -> None:
-    files = [path for room in ROOMS if room != "tests" for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".cpp", ".h", "")]
+    files = [
+        path
+        for room in ROOMS
+        if room != "tests"
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".py", ".cpp", ".h", "")
+    ]
     sources = "".join(path.read_text(encoding="utf-8") for path in files if path.is_file())
     named = set(re.findall(r"\b(VIDGEN_[A-Z]+(?:_[A-Z]+)*)\b", text_of(document)))
     assert not {name for name in named if name not in sources}

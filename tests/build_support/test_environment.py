@@ -171,9 +171,7 @@ def test_what_the_build_lacks_is_the_last_thing_said(project: Project, tmp_path:
     (project.root / "csrc" / "c.cpp").write_text("needs a compiler")
     command = [sys.executable, "build_support/environment.py", "--extras", "test", "--torch", "no-such-torch"]
     without_compiler = {**project.environment, "PATH": str(tmp_path)}
-    done = subprocess.run(
-        command, cwd=project.root, env=without_compiler, text=True, capture_output=True, check=False
-    )
+    done = subprocess.run(command, cwd=project.root, env=without_compiler, text=True, capture_output=True, check=False)
     assert done.returncode != 0
     assert done.stderr.startswith("vidgen: there is no C++ compiler on the PATH: type ")
     assert done.stderr.count("\n") == 1

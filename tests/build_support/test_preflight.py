@@ -36,7 +36,14 @@ def test_no_torch(preflight: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("version", "usable"),
-    [("2.10.1", False), ("1.13.0", False), ("2.11.0", True), ("2.11.0a0+git1f2e", True), ("2.13.0+cpu", True), ("3.0.0", True)],
+    [
+        ("2.10.1", False),
+        ("1.13.0", False),
+        ("2.11.0", True),
+        ("2.11.0a0+git1f2e", True),
+        ("2.13.0+cpu", True),
+        ("3.0.0", True),
+    ],
 )
 def test_a_torch_older_than_the_binary_interface_counts_as_none(
     preflight: ModuleType, monkeypatch: pytest.MonkeyPatch, version: str, usable: bool
@@ -94,9 +101,7 @@ def test_no_nvcc_is_a_note_and_no_error(preflight: ModuleType, monkeypatch: pyte
     assert all(check() is None for check in preflight.BUILD)
 
 
-def test_cudacxx_goes_before_the_path(
-    preflight: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_cudacxx_goes_before_the_path(preflight: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     named, found = tmp_path / "named" / "nvcc", tmp_path / "path" / "nvcc"
     for nvcc in (named, found):
         nvcc.parent.mkdir()

@@ -38,7 +38,9 @@ def test_the_kernels_run_in_a_fresh_environment_from_another_directory(
 ) -> None:
     python = bare_venv / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], env=offline, check=True)
-    done = subprocess.run([python, "-c", PROGRAM], cwd=tmp_path, env=offline, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "-c", PROGRAM], cwd=tmp_path, env=offline, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     command = subprocess.run([bare_venv / "bin" / "vidgen", "--version"], cwd=tmp_path, env=offline, check=False)
@@ -47,7 +49,9 @@ def test_the_kernels_run_in_a_fresh_environment_from_another_directory(
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel: Path, root: Path) -> None:
     """Templates, style sheets, the manifest: what setuptools does not copy is missed only on the user's machine."""
-    listing = subprocess.run(["git", "ls-files", "-z", "vidgen", "kernels", "benchmarks"], cwd=root, capture_output=True, check=False)
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "vidgen", "kernels", "benchmarks"], cwd=root, capture_output=True, check=False
+    )
     if listing.returncode:
         pytest.skip("not a git checkout, so it cannot be told which files belong to the package")
     tracked = [Path(os.fsdecode(name)) for name in listing.stdout.split(b"\0") if name]
