@@ -1,0 +1,28 @@
+"""The Triton kernels compute the right thing, as far as a machine without a GPU can tell."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+HERE = Path(__file__).parent
+CASES = sorted(HERE.glob("cases_*_triton.py"))
+
+
+def test_every_kernel_module_has_cases():
+    kernels = HERE.parents[1] / "kernels"
+    with_kernels = {path.stem for path in kernels.glob("*.py") if "@triton.jit" in path.read_text()}
+    assert with_kernels == {path.stem.removeprefix("cases_").removesuffix("_triton") for path in CASES}
+
+
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_in_the_interpreter(cases):
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)]
+    done = subprocess.run(command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
