@@ -1,1 +1,1 @@
-"""Benchmarks that a reader can check: contenders side by side in one process, raw samples kept, wrong answers refused."""
+"""Benchmarks that a reader can check: contenders by turns in one process, raw samples kept, wrong answers refused."""

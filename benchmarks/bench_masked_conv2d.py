@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class Problem:
     width: int
     cout: int
     kernel: tuple[int, int]
-    mask: str
+    mask: Literal["A", "B"]
     colors: int = 1
 
     @property
@@ -250,25 +250,27 @@ def _plan(problem: Problem, dtype: torch.dtype) -> str:
     x = torch.empty(1, problem.cin, problem.height, problem.width, dtype=dtype)
     weight = torch.empty(problem.cout, problem.cin, *problem.kernel, dtype=dtype)
     try:
-        return torch.ops.vidgen.masked_conv2d_cpu_plan(x, weight, problem.mask, problem.colors, "interleaved", 1, "auto")
+        return torch.ops.vidgen.masked_conv2d_cpu_plan(
+            x, weight, problem.mask, problem.colors, "interleaved", 1, "auto"
+        )
     except RuntimeError:
         return "reference"
 
 
 # DESIGN: fp32 may err 5e-6 and 16 times eager in its Winograd forms, twice eager in the direct one; bf16 3 times eager
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "float32": {"absolute_limit": 5e-6, "relative_limit": 16.0},
     "tf32": {"absolute_limit": 3e-3, "relative_limit": 3.0},
     "bfloat16": {"absolute_limit": 2e-2, "relative_limit": 3.0},
 }
 
 
-def _baseline(name: str, dtype: str, prepare: Any, build: Any, work: dict[str, float], **more: Any) -> Contender:
+def _baseline(name: str, dtype: str, prepare: Any, build: Any, work: Any, **more: Any) -> Contender:
     limit = _LIMITS[dtype]["absolute_limit"]
     return Contender(name, dtype, prepare, build, absolute_limit=limit, **work, **more)
 
 
-def _own(name: str, dtype: str, prepare: Any, build: Any, work: dict[str, float], against: str) -> Contender:
+def _own(name: str, dtype: str, prepare: Any, build: Any, work: Any, against: str) -> Contender:
     return Contender(name, dtype, prepare, build, ours=True, against=against, **work, **_LIMITS[dtype])
 
 

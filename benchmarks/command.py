@@ -61,15 +61,15 @@ def bench(
     results.save(target, measured)
     print(f"\n{results.machine_line(measured)}")
     print(f"{len(measured['rows'])} cases in {time.monotonic() - started:.0f} s. Raw samples: {target}")
+    if warning := results.disturbance(measured):
+        print(warning, file=sys.stderr)
     failed = list(results.failures(measured))
     for sentence in failed:
         print(f"FAILED: {sentence}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def print_progress(
-    index: int, total: int, case: Case, row: dict[str, Any] | None, peaks: dict[str, float]
-) -> None:
+def print_progress(index: int, total: int, case: Case, row: dict[str, Any] | None, peaks: dict[str, float]) -> None:
     """Announces a case on standard error, and prints its table on standard output when it is done."""
     if row is None:
         print(f"[{index + 1}/{total}] {case.op}, {case.title}", file=sys.stderr, flush=True)

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .machine import Others
+
 Outputs = Mapping[str, Tensor]
 Run = Callable[[], Outputs]
 
@@ -237,7 +239,9 @@ def measure(
         entry["failure"] = verdict(contender, found[contender.name], found.get(contender.against or ""))
         if entry["failure"]:
             del runs[contender.name]
-    for name, timing in interleave(runs, clock=clock or clock_for(case.device), budget_s=budget_s).items():
+    with Others() as others:
+        timings = interleave(runs, clock=clock or clock_for(case.device), budget_s=budget_s)
+    for name, timing in timings.items():
         entries[name].update(timing)
     names = list(runs)
     runs.clear()
@@ -251,5 +255,6 @@ def measure(
         "kind": case.kind,
         "device": case.device,
         "shape": dict(case.shape),
+        "others_busy": others.share,
         "contenders": list(entries.values()),
     }

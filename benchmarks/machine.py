@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +47,37 @@ def describe(device: str, threads: int) -> dict[str, Any]:
     return machine
 
 
+class Others:
+    """Context manager; afterwards `share` is how much of the machine's cores other processes have used, 0 to 1.
+
+    Timings on a busy machine are nonsense in both directions: a thread that has to wait for its core holds up all
+    the others of its call. None where /proc/stat does not exist.
+    """
+
+    share: float | None = None
+
+    def __enter__(self) -> Others:
+        self._start = (time.monotonic(), _busy_seconds(), time.process_time())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        start, busy, own = self._start
+        after, elapsed = _busy_seconds(), time.monotonic() - start
+        if busy is not None and after is not None and elapsed > 0:
+            used = (after - busy) - (time.process_time() - own)
+            self.share = round(min(1.0, max(0.0, used / elapsed / (os.cpu_count() or 1))), 3)
+
+
+def _busy_seconds() -> float | None:
+    """CPU seconds that all cores together have been busy or stolen since boot."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = fields
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def peaks(device: str, threads: int) -> dict[str, float]:
     """Measured ceilings: GFLOP/s by dtype name and "gb_per_s", the bandwidth of a copy (read + write)."""
     if device == "cuda":
@@ -76,15 +111,16 @@ def _cuda_peaks() -> dict[str, float]:
     return result
 
 
-class tf32:
-    """Context manager that lets fp32 matrix products and convolutions on CUDA use TF32."""
-
-    def __enter__(self) -> None:
-        self._before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
+@contextlib.contextmanager
+def tf32() -> Iterator[None]:
+    """Lets fp32 matrix products and convolutions on CUDA use TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32)
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def floor_ms(flops: float, bytes_moved: float, dtype: str, measured: dict[str, float]) -> float | None:

@@ -1,14 +1,15 @@
 """Peak resident memory of a contender, measured in a child process that runs nothing else.
 
 One helper process imports torch and vidgen once and stays on one thread, so that it has no pool of threads, which a
-fork would lose. For every contender it forks a child, which makes the inputs, notes its resident size, resets the kernel's
-high-water mark, then builds the contender and calls it. What the mark has risen by is what the contender adds to its
-inputs: output, packed weights, workspace, and pages of library code that it touches first.
-Linux only (/proc); elsewhere `MemoryProbe` answers None and the tables say "not measured".
+fork would lose. For every contender it forks a child, which makes the inputs, notes its resident size, resets the
+kernel's high-water mark, then builds the contender and calls it. What the mark has risen by is what the contender adds
+to its inputs: output, packed weights, workspace, and pages of library code that it touches first.
+Linux only (/proc); elsewhere `MemoryProbe` answers None and the tables show a dash.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -64,9 +65,11 @@ class MemoryProbe:
             return None
         if contender.compiled and not self._full:
             return None  # compiling once more in the child takes seconds; the full set does it
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(json.dumps([case.op, case.name, contender.name]), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
+        to, back = self._process.stdin, self._process.stdout
+        assert to is not None
+        assert back is not None
+        print(json.dumps([case.op, case.name, contender.name]), file=to, flush=True)
+        answer = back.readline()
         return json.loads(answer) if answer else None
 
 
@@ -76,10 +79,9 @@ def _high_water_mark_mib() -> float:
 
 
 def _reset_high_water_mark() -> None:
-    try:
+    # some containers forbid it; the mark then still holds the peak of making the inputs
+    with contextlib.suppress(OSError):
         _CLEAR_REFS.write_text("5")
-    except OSError:
-        pass  # some containers forbid it; the mark then still holds the peak of making the inputs
 
 
 def _probe(case: Case, contender: Contender) -> dict[str, float]:

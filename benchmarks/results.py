@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from .machine import floor_ms
 
 FORMAT = 1
 _SHORT_MS = 0.05  # below this a baseline is all overhead, and so the added microseconds say more than a ratio
+
+
+QUIET = 0.05  # share of the cores that others may use before a figure is doubted
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,11 @@ def format_spread(one: Figures) -> str:
 
 
 def format_ratio(value: float | None, overhead_us: float | None = None) -> str:
-    """"2.61×", and the difference in µs beside it where that says more."""
+    """A ratio as "2.61×", and the difference in µs beside it where that says more."""
     if value is None:
         return "–"
     text = f"{value:.2f}×"
-    return text if overhead_us is None else f"{text} ({overhead_us:+.1f} µs)"
+    return text if overhead_us is None else f"{text} ({overhead_us:+.1f} µs)".replace("(-", "(−")
 
 
 def cells(one: Figures) -> list[str]:
@@ -153,6 +157,8 @@ COLUMNS = (
 def markdown(results: dict[str, Any]) -> str:
     """Every row of a results file as Markdown, one table per case."""
     lines = [machine_line(results), ""]
+    if warning := disturbance(results):
+        lines += [f"**{warning}**", ""]
     for row in results["rows"]:
         lines += [f"**{row['op']}, {row['title']}**", "", "| " + " | ".join(COLUMNS) + " |"]
         lines.append("|---" + "|--:" * (len(COLUMNS) - 1) + "|")
@@ -168,11 +174,11 @@ def plain(row: dict[str, Any], peaks: dict[str, float]) -> str:
     counted = [line for line in table if not line[1].startswith("FAILED")]
     widths = [max(len(line[i]) for line in counted) for i in range(len(COLUMNS))]
     widths[0] = max(len(line[0]) for line in table)
-    lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
-        for line in table
-    ]
-    return "\n".join("  " + line.rstrip() for line in lines)
+    lines = []
+    for first, *others in table:
+        padded = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        lines.append("  " + "  ".join(padded).rstrip())
+    return "\n".join(lines)
 
 
 def machine_line(results: dict[str, Any]) -> str:
@@ -198,7 +204,13 @@ def load(path: Path) -> dict[str, Any]:
 def save(path: Path, results: dict[str, Any]) -> None:
     """Writes a results file; a reader sees the old one or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(_rounded(results), indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(path, dumps(results).encode())
+
+
+def dumps(results: dict[str, Any]) -> str:
+    """Valid JSON whose lists of numbers stand on one line each."""
+    text = json.dumps(_rounded(results), indent=1, allow_nan=False)
+    return re.sub(r"\[(?:[-\d.,e+\s]|null)*\]", lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n"
 
 
 def _rounded(value: Any) -> Any:
@@ -210,6 +222,18 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
+
+
+def disturbance(results: dict[str, Any]) -> str | None:
+    """A warning if other processes used the machine while it measured, else None."""
+    busy = [row for row in results["rows"] if (row.get("others_busy") or 0.0) > QUIET]
+    if not busy:
+        return None
+    worst = max(row["others_busy"] for row in busy)
+    return (
+        f"Other programs used up to {worst:.0%} of this machine's cores in {_count(len(busy), 'case')} of "
+        f"{len(results['rows'])}: those figures are not to be trusted."
+    )
 
 
 def failures(results: dict[str, Any]) -> Iterable[str]:

@@ -1,0 +1,163 @@
+"""If these failed, a published figure could differ from the samples behind it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidgen.benchmarks import published, results
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def entry(name: str, samples: list[float], **more: Any) -> dict[str, Any]:
+    base = {"name": name, "ours": False, "against": None, "dtype": "float32", "flops": 2e9, "bytes_moved": 1e6}
+    return base | {"failure": None, "errors": {"y": {"relative_rms": 1e-7, "max": 1e-6}}, "samples_ms": samples} | more
+
+
+def stored(*entries: dict[str, Any], **more: Any) -> dict[str, Any]:
+    row = {"op": "op", "case": "c1", "title": "shape, forward", "kind": "forward", "contenders": list(entries)}
+    machine = {"device": "cpu", "cpu": "X", "threads": 2, "isa": "none", "torch": "0", "system": "Y"}
+    return {
+        "format": 1,
+        "set": "quick",
+        "created": "2000-01-01T00:00:00",
+        "machine": machine,
+        "peaks": {"float32": 100.0, "gb_per_s": 10.0},
+        "rows": [row | more],
+    }
+
+
+OURS = {"ours": True, "against": "eager"}
+
+
+def test_ratios_are_of_medians_of_the_raw_samples() -> None:
+    content = stored(
+        entry("eager", [10.0, 90.0, 11.0]),
+        entry("other", [8.0, 8.0, 9.0]),
+        entry("half precision", [1.0], dtype="bfloat16"),
+        entry("ours", [4.0, 5.5, 100.0], **OURS),
+    )
+    one = results.figures(content["rows"][0], content["peaks"])[3]
+    assert one.ratio == pytest.approx(11.0 / 5.5)
+    # the fastest baseline of the same dtype; half precision is another question
+    assert one.ratio_to_best == pytest.approx(8.0 / 5.5)
+    assert (one.low_ms, one.median_ms, one.high_ms) == (4.75, 5.5, 52.75)
+    # 2 GFLOP at 100 GFLOP/s need 20 ms, 1 MB at 10 GB/s 0.1 ms
+    assert one.roofline == pytest.approx(20 / 5.5)
+
+
+def test_no_ratio_to_or_from_a_failure() -> None:
+    failed = {"failure": "wrong answer"}
+    content = stored(entry("eager", [1.0], **failed), entry("ours", [1.0], **OURS))
+    assert results.figures(content["rows"][0], {})[1].ratio is None
+    content = stored(entry("eager", [1.0]), entry("ours", [1.0], **OURS, **failed))
+    one = results.figures(content["rows"][0], {})[1]
+    assert (one.ratio, one.ratio_to_best, one.median_ms, one.roofline) == (None, None, None, None)
+    assert results.ratio(content["rows"][0], "ours", "eager") is None
+    line = next(line for line in results.markdown(content).splitlines() if line.startswith("| ours"))
+    assert "FAILED: wrong answer" in line
+    assert "×" not in line
+
+
+def test_overhead_is_shown_where_eager_is_short() -> None:
+    content = stored(entry("eager", [0.020]), entry("ours", [0.025], **OURS))
+    assert "0.80× (+5.0 µs)" in results.markdown(content)
+    content = stored(entry("eager", [0.2]), entry("ours", [0.25], **OURS))
+    assert "µs)" not in results.markdown(content)
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"), [(123.4, "123 ms"), (12.34, "12.3 ms"), (0.1234, "0.123 ms"), (0.01234, "12.3 µs"), (None, "–")]
+)
+def test_times_have_three_digits(ms: float | None, text: str) -> None:
+    assert results.format_time(ms) == text
+
+
+def test_a_busy_machine_is_named() -> None:
+    assert results.disturbance(stored(entry("eager", [1.0]), others_busy=0.01)) is None
+    content = stored(entry("eager", [1.0]), others_busy=0.4)
+    assert "40%" in str(results.disturbance(content))
+    assert "not to be trusted" in results.markdown(content)
+    assert "not to be trusted" in published.table(content)
+
+
+def test_file_round_trip_keeps_samples_and_stays_valid_json(tmp_path: Path) -> None:
+    content = stored(entry("eager", [1.23456789, math.nan]))
+    path = tmp_path / "new" / "r.json"
+    results.save(path, content)
+    again = results.load(path)
+    assert again["rows"][0]["contenders"][0]["samples_ms"] == [1.23457, None]
+    assert "NaN" not in path.read_text()
+    # a list of samples takes one line, so that a diff of two files can be read
+    assert [line for line in path.read_text().splitlines() if "samples_ms" in line and "1.23457, null" in line]
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"format": 99}))
+    with pytest.raises(ValueError, match="format 1"):
+        results.load(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    results.save(tmp_path / "results" / "x.json", stored(entry("eager", [26.1]), entry("ours", [10.0], **OURS)))
+    return tmp_path
+
+
+SOURCE = "<!-- results/x.json | c1 | ours | eager -->"
+
+
+def test_a_published_ratio_must_be_the_samples(folder: Path) -> None:
+    assert published.problems(f"It is **2.6×**{SOURCE} faster.", folder) == []
+    assert published.problems(f"It is 2.61× {SOURCE} faster, on 3×3 and 7 × 7 kernels.", folder) == []
+    (problem,) = published.problems(f"It is 2.7×{SOURCE} faster.", folder)
+    assert "the samples say 2.61×" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("It is 2.6× faster.", "no source"),
+        ("2.6×<!-- results/x.json | c1 | ours -->", "four fields"),
+        ("2.6×<!-- results/y.json | c1 | ours | eager -->", "there is no results/y.json"),
+        ("2.6×<!-- results/x.json | c2 | ours | eager -->", "no case"),
+        ("2.6×<!-- results/x.json | c1 | theirs | eager -->", "no passing samples"),
+    ],
+)
+def test_a_published_ratio_needs_a_source(folder: Path, text: str, reason: str) -> None:
+    (problem,) = published.problems(text, folder)
+    assert reason in problem
+
+
+def test_tables_are_written_from_the_samples_and_tampering_is_found(folder: Path) -> None:
+    document = folder / "README.md"
+    document.write_text("Before\n<!-- benchmark: results/x.json -->\nold\n<!-- /benchmark -->\nafter\n")
+    published.update(document, folder)
+    text = document.read_text()
+    assert "2.61×" in text
+    assert text.startswith("Before\n")
+    assert text.endswith("\nafter\n")
+    assert published.problems(text, folder) == []
+    (problem,) = published.problems(text.replace("2.61×", "3.61×"), folder)
+    assert "differs from its samples" in problem
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_what_this_repository_publishes(name: str) -> None:
+    document = REPOSITORY / name
+    assert published.problems(document.read_text(encoding="utf-8"), REPOSITORY / "benchmarks") == []
+
+
+def test_committed_results_can_be_read_and_hold_raw_samples() -> None:
+    for path in (REPOSITORY / "benchmarks" / "results").glob("*.json"):
+        content = results.load(path)
+        assert {"cpu", "torch", "vidgen", "threads"} <= content["machine"].keys(), path
+        for row in content["rows"]:
+            for one in row["contenders"]:
+                assert one["failure"] or len(one["samples_ms"]) >= 5, (path, row["case"], one["name"])

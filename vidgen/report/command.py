@@ -1,0 +1,130 @@
+"""`vidgen report`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vidgen
+from vidgen.benchmarks import command as bench_command
+from vidgen.benchmarks import machine, suite
+from vidgen.benchmarks import results as bench_results
+from vidgen.extras import require
+from vidgen.files import write_atomically
+from vidgen.report import page
+
+_CACHE = ".cache"
+
+
+def report(
+    output: Path = Path("report"),
+    /,
+    *,
+    full: bool = False,
+    threads: int | None = None,
+    seed: int = 0,
+    fresh: bool = False,
+    gpu_results: Path | None = None,
+) -> int:
+    """Train the demonstration, measure the ops, and write both to one HTML page.
+
+    A PixelCNN learns scikit-learn's handwritten digits and draws 256 new ones, then the quick benchmarks run; together
+    less than ten minutes on two cores. The folder gets index.html (self-contained: no script, nothing fetched from
+    anywhere), results.json (every raw sample and drawn pixel) and results.md (the tables). Each file appears whole or
+    not at all.
+
+    Steps that are done are remembered in the folder: after Ctrl-C the same command goes on with what is missing, and a
+    second run only writes the page again. What was made by other code, another torch or another machine is not reused.
+
+    Args:
+        output: folder to write to.
+        full: measure every shape and contender instead of the quick set (tens of minutes).
+        threads: CPU threads; every usable core if not given.
+        seed: decides the demonstration's weights, the order of its data, and its samples.
+        fresh: reuse nothing.
+        gpu_results: folder with results files measured on GPUs; vidgen's own committed ones if not given.
+    """
+    for library, extra in (("jinja2", "report"), ("matplotlib", "report"), ("sklearn.datasets", "data")):
+        require(library, extra=extra)
+    started = time.monotonic()
+    output.mkdir(parents=True, exist_ok=True)
+    cores = machine.usable_cores() if threads is None else threads
+    if cores < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    try:
+        with suite.using_threads(cores):
+            _say("1/3  demonstration: a PixelCNN learns digits and draws new ones")
+            demo = _remembered(output, "demo", [seed, cores], fresh, lambda: _demo(output, seed))
+            _say("2/3  benchmarks")
+            bench = suite.run(
+                full=full,
+                threads=cores,
+                cache=output / _CACHE,
+                fresh=fresh,
+                progress=bench_command.print_progress,
+            )
+    except KeyboardInterrupt:
+        _say(f"Interrupted. The page in {output} is as it was; the same command goes on with what is missing.")
+        return 130
+    _say("3/3  page")
+    write(output, bench, demo, gpu=_gpu_results(gpu_results))
+    failed = list(bench_results.failures(bench)) + ([f"demonstration: {demo}"] if isinstance(demo, str) else [])
+    for sentence in failed:
+        _say(f"FAILED: {sentence}")
+    print(f"{output / 'index.html'}  ({time.monotonic() - started:.0f} s)")
+    return 1 if failed else 0
+
+
+def write(
+    output: Path, bench: Mapping[str, Any], demo: Mapping[str, Any] | str, *, gpu: list[dict[str, Any]] | None = None
+) -> None:
+    """Writes index.html, results.json and results.md; all three are made before the first is written."""
+    content = {
+        "index.html": page.render(bench, demo, gpu=gpu or [], version=vidgen.__version__),
+        "results.md": page.markdown(bench, demo),
+        "results.json": bench_results.dumps({"benchmarks": bench, "demonstration": demo}),
+    }
+    for name, text in content.items():
+        write_atomically(output / name, text.encode())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _demo(output: Path, seed: int) -> dict[str, Any]:
+    from vidgen.report import pixelcnn_digits
+
+    result = pixelcnn_digits.run(output, seed=seed)
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in result.items()}
+
+
+def _remembered(
+    output: Path, step: str, settings: list[Any], fresh: bool, make: Callable[[], dict[str, Any]]
+) -> dict[str, Any] | str:
+    """The step's result from an earlier run of the same code here, else made now; a failure is its sentence."""
+    facts = [step, settings, machine.describe("cpu", torch.get_num_threads()), suite.code_hash(("benchmarks",))]
+    path = output / _CACHE / f"{step}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    if not fresh and path.is_file():
+        return json.loads(path.read_text())
+    try:
+        result = make()
+    except Exception as error:  # the page shows what failed, beside what did not
+        reason = str(error).strip().partition("\n")[0]
+        return f"{type(error).__name__}: {reason}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(result).encode())
+    return result
+
+
+def _gpu_results(folder: Path | None) -> list[dict[str, Any]]:
+    found = folder or Path(suite.__file__).parent / "results"
+    stored = [bench_results.load(path) for path in sorted(found.glob("*.json"))]
+    return [one for one in stored if one["machine"]["device"] == "cuda"]

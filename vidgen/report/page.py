@@ -1,0 +1,184 @@
+"""Turns measured results into the page. Everything on it comes from its arguments; it measures nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from vidgen.benchmarks import results as bench_results
+from vidgen.benchmarks.results import Figures
+from vidgen.report import figures
+
+#: what the demo could not do, in the place of its results
+Failure = str
+
+
+def render(
+    bench: Mapping[str, Any],
+    demo: Mapping[str, Any] | Failure,
+    *,
+    gpu: Sequence[Mapping[str, Any]] = (),
+    version: str,
+    banner: str | None = None,
+) -> str:
+    """The whole page as one string: styles, pictures and tables inlined, no script, nothing loaded from anywhere.
+
+    Args:
+        bench: a results file's content (`vidgen.benchmarks.results`).
+        demo: what `vidgen.report.pixelcnn_digits.run` returned, or the sentence that says why there is nothing.
+        gpu: results files measured on GPUs. Without any the page says so and nothing else about GPUs.
+        version: vidgen's.
+        banner: a line across the top, for pages whose figures are not measurements.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"time": bench_results.format_time, "ratio": bench_results.format_ratio}
+    template = environment.from_string(_asset("page.html.j2"))
+    return template.render(
+        style=_asset("page.css"),
+        version=version,
+        banner=banner,
+        machine=machine_rows(bench),
+        measured=bench_results.machine_line(dict(bench)),
+        disturbance=bench_results.disturbance(dict(bench)),
+        headline=headline(bench),
+        speed=speed(bench),
+        demo=None if isinstance(demo, str) else demo_view(demo),
+        demo_failure=demo if isinstance(demo, str) else None,
+        columns=bench_results.COLUMNS,
+        gpu=[{"measured": bench_results.machine_line(dict(g)), "cases": speed(g)["cases"]} for g in gpu],
+        bench=bench,
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("vidgen.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def speed(bench: Mapping[str, Any]) -> dict[str, Any]:
+    """Every case with its table, and the bar charts of the forward and of training."""
+    cases = []
+    for row in bench["rows"]:
+        lines = bench_results.figures(row, bench["peaks"])
+        cases.append(
+            {
+                "title": row["title"],
+                "op": row["op"],
+                "kind": row["kind"],
+                "summary": _summary(lines),
+                "lines": [{"figures": one, "cells": bench_results.cells(one)} for one in lines],
+            }
+        )
+    charts = []
+    for kind, caption in (("forward", "Forward pass"), ("forward+backward", "Forward and backward pass")):
+        bars = [bar for row in bench["rows"] if row["kind"] == kind for bar in _bars(row, bench["peaks"])]
+        if bars:
+            charts.append({"caption": caption, "svg": figures.ratio_bars(bars)})
+    return {"cases": cases, "charts": charts}
+
+
+def _first_ours(lines: Sequence[Figures]) -> Figures | None:
+    return next((one for one in lines if one.ours), None)
+
+
+def _summary(lines: Sequence[Figures]) -> str:
+    one = _first_ours(lines)
+    if one is None:
+        return "–"
+    if one.failure:
+        return "FAILED"
+    return f"{bench_results.format_time(one.median_ms)}, {bench_results.format_ratio(one.ratio, one.overhead_us)}"
+
+
+def _bars(row: Mapping[str, Any], peaks: dict[str, float]) -> list[tuple[str, float | None, str, bool]]:
+    one = _first_ours(bench_results.figures(dict(row), peaks))
+    if one is None:
+        return []
+    label = row["title"].removesuffix(f", {row['kind']}")
+    text = "FAILED" if one.failure else bench_results.format_ratio(one.ratio, one.overhead_us)
+    return [(label, one.ratio, text, (one.ratio or 0.0) >= 1.0)]
+
+
+def headline(bench: Mapping[str, Any]) -> dict[str, Any]:
+    """The speed in three figures: the first case, the best and the worst ratio to eager in the same layout."""
+    ratios = []
+    failed = 0
+    for row in bench["rows"]:
+        lines = bench_results.figures(row, bench["peaks"])
+        ratios += [one.ratio for one in lines if one.ours and one.ratio is not None]
+        failed += sum(1 for one in lines if one.failure)
+    first_row = bench["rows"][0]
+    first = _first_ours(bench_results.figures(first_row, bench["peaks"]))
+    return {
+        "title": first_row["title"],
+        "op": first_row["op"],
+        "first": None if first is None or first.ratio is None else first,
+        "low": min(ratios, default=math.nan),
+        "high": max(ratios, default=math.nan),
+        "count": len(ratios),
+        "failed": failed,
+    }
+
+
+def machine_rows(bench: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The machine as (name, value) pairs for people."""
+    machine, peaks = bench["machine"], bench["peaks"]
+    rows = [
+        ("Processor", machine["cpu"]),
+        ("Threads", f"{machine['threads']} of {machine['cores']} usable cores"),
+        ("Instruction set in use", machine["isa"]),
+        ("System", f"{machine['system']}, {machine['architecture']}"),
+        ("Software", f"vidgen {machine['vidgen']}, torch {machine['torch']}, Python {machine['python']}"),
+    ]
+    parts = [
+        f"{peaks[key]:.0f} GFLOP/s {name}"
+        for key, name in (("float32", "fp32"), ("bfloat16", "bf16"), ("tf32", "tf32"))
+        if peaks.get(key)
+    ]
+    if peaks.get("gb_per_s"):
+        parts.append(f"{peaks['gb_per_s']:.1f} GB/s copying")
+    rows.append(("Measured ceilings", ", ".join(parts)))
+    return rows
+
+
+def demo_view(demo: Mapping[str, Any]) -> dict[str, Any]:
+    """The demo's results as the template wants them."""
+    bits = demo["bits_per_dim"]
+    confidence = demo["confidence"]
+    return {
+        "drawn": figures.digit_grid(demo["samples"], 16),
+        "real": figures.digit_grid(demo["real"], 8),
+        "curve": figures.learning_curve(demo["curve"]),
+        "bars": figures.model_bars(bits),
+        "bits": bits,
+        "rivals": sorted(value for name, value in bits.items() if name != "pixelcnn"),
+        "classes_found": demo["classes_found"],
+        "confidence": confidence,
+        "relative_confidence": confidence["samples"] / confidence["real"] if confidence["real"] else math.nan,
+        "seconds": demo["seconds"],
+        "model": demo["model"],
+        "count": len(demo["samples"]),
+        "real_count": len(demo["real"]),
+    }
+
+
+def markdown(bench: Mapping[str, Any], demo: Mapping[str, Any] | Failure) -> str:
+    """The same results as Markdown: the demo's figures, then every table."""
+    lines = ["# vidgen report", ""]
+    if isinstance(demo, str):
+        lines += [f"PixelCNN on 8×8 digits: FAILED: {demo}", ""]
+    else:
+        view = demo_view(demo)
+        lines += ["| test split of the digits | bits per dimension |", "|---|--:|"]
+        lines += [f"| {name.replace('_', ' ')} | {value:.3f} |" for name, value in view["bits"].items()]
+        lines += [
+            "",
+            f"A classifier trained on real digits finds {view['classes_found']} of 10 classes in {view['count']} drawn "
+            f"digits; its mean confidence is {view['confidence']['samples']:.3f}, on real held-out digits "
+            f"{view['confidence']['real']:.3f}.",
+            "",
+        ]
+    return "\n".join([*lines, bench_results.markdown(dict(bench))])
