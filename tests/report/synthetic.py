@@ -1,0 +1,98 @@
+"""Made-up results in the shape of real ones. They exercise the page; none of their figures was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+BANNER = "Synthetic data for a test of this page: nothing here was measured."
+
+_MACHINE = {
+    "device": "cpu",
+    "cpu": "Imaginary Processor 9000",
+    "architecture": "x86_64",
+    "threads": 2,
+    "cores": 2,
+    "system": "Linux 0.0",
+    "python": "3.11.0",
+    "torch": "0.0.0",
+    "vidgen": "0.0.0",
+    "isa": "none",
+}
+_PEAKS = {"float32": 200.0, "bfloat16": 400.0, "gb_per_s": 20.0}
+
+
+def contender(name: str, ms: float, *, against: str | None = None, failure: str | None = None) -> dict[str, Any]:
+    generator = np.random.default_rng(len(name))
+    entry = {
+        "name": name,
+        "ours": name.startswith("vidgen"),
+        "against": against,
+        "dtype": "bfloat16" if "bf16" in name else "float32",
+        "flops": 1e9,
+        "bytes_moved": 1e7,
+        "failure": failure,
+        "errors": {"y": {"relative_rms": 1.2e-7, "max": 1e-6}},
+    }
+    if failure is None:
+        entry["calls_per_sample"] = 1
+        entry["samples_ms"] = [float(ms * (1 + 0.02 * generator.standard_normal())) for _ in range(21)]
+        entry["memory"] = {"added_mib": 8.25, "peak_mib": 180.0}
+    return entry
+
+
+def row(title: str, kind: str, scale: float, failure: str | None = None) -> dict[str, Any]:
+    return {
+        "op": "masked_conv2d",
+        "case": f"{kind}-{title}",
+        "title": f"{title}, {kind}",
+        "kind": kind,
+        "device": "cpu",
+        "shape": {},
+        "others_busy": 0.0,
+        "contenders": [
+            contender("eager contiguous", 10 * scale),
+            contender("eager channels_last", 9 * scale),
+            contender("torch.compile", 9.5 * scale),
+            contender("vidgen NHWC", 4 * scale, against="eager channels_last", failure=failure),
+            contender("vidgen NCHW", 5 * scale, against="eager contiguous"),
+            contender("eager bf16", 5 * scale),
+            contender("vidgen NHWC bf16", 2 * scale, against="eager bf16"),
+        ],
+    }
+
+
+def bench() -> dict[str, Any]:
+    wrong = "wrong answer: y is off by 3.1e-02 (relative rms against float64), limit 5.0e-06, the absolute limit"
+    return {
+        "format": 1,
+        "set": "quick",
+        "created": "2000-01-01T00:00:00+00:00",
+        "machine": dict(_MACHINE),
+        "peaks": dict(_PEAKS),
+        "rows": [
+            row("(16, 128, 32, 32) → 128, 3×3 B", "forward", 1.0),
+            row("(4, 256, 64, 64) → 256, 3×3 B", "forward", 4.0, failure=wrong),
+            row("(1, 16, 1, 100) → 16, 3×3 B", "forward", 0.003),
+            row("(16, 128, 32, 32) → 128, 3×3 B", "forward+backward", 3.0),
+        ],
+    }
+
+
+def demo() -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    curve = [
+        {"step": 60 * i, "train_bits_per_dim": 1.6 + 2.0 * 0.7**i, "validation_bits_per_dim": 1.7 + 1.9 * 0.72**i}
+        for i in range(1, 26)
+    ]
+    return {
+        "curve": curve,
+        "bits_per_dim": {"pixelcnn": 1.712, "histogram": 2.34, "logistic_regression": 1.98},
+        "samples": generator.integers(0, 17, (256, 1, 8, 8), dtype=np.uint8),
+        "real": generator.integers(0, 17, (64, 1, 8, 8), dtype=np.uint8),
+        "classes_found": 10,
+        "confidence": {"samples": 0.81, "real": 0.95, "mixed_pixels": 0.4},
+        "seconds": {"train": 123.4, "sample": 5.6},
+        "model": {"hidden": 32, "blocks": 5, "parameters": 123456},
+    }

@@ -1,0 +1,122 @@
+"""If these failed, `vidgen report` could leave half a page, hide a failure, or do minutes of work twice."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report import synthetic
+from vidgen.report import command
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces both slow steps by made-up results and returns the list of what has run."""
+    ran: list[str] = []
+
+    def demo(directory: Path, *, seed: int) -> dict[str, Any]:
+        ran.append(f"demo {seed}")
+        return synthetic.demo()
+
+    def benchmarks(**_: Any) -> dict[str, Any]:
+        ran.append("benchmarks")
+        return synthetic.bench()
+
+    stand_in = types.ModuleType("vidgen.report.pixelcnn_digits")
+    stand_in.run = demo  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vidgen.report.pixelcnn_digits", stand_in)
+    monkeypatch.setattr("vidgen.report.pixelcnn_digits", stand_in, raising=False)
+    monkeypatch.setattr(command.suite, "run", benchmarks)
+    return ran
+
+
+def test_report_writes_page_table_and_samples(tmp_path: Path, steps: list[str]) -> None:
+    bench = synthetic.bench()
+    assert command.report(tmp_path / "r") == 1  # one made-up contender has a wrong answer
+    names = {path.name for path in (tmp_path / "r").iterdir()}
+    assert names == {"index.html", "results.json", "results.md", ".cache"}
+    stored = json.loads((tmp_path / "r" / "results.json").read_text())
+    first = bench["rows"][0]["contenders"][0]["samples_ms"]
+    assert stored["benchmarks"]["rows"][0]["contenders"][0]["samples_ms"] == pytest.approx(first, rel=1e-5)
+    assert stored["demonstration"]["samples"] == synthetic.demo()["samples"].tolist()
+    assert "| vidgen NHWC |" in (tmp_path / "r" / "results.md").read_text()
+
+
+def test_a_finished_demonstration_is_remembered_for_the_same_settings(tmp_path: Path, steps: list[str]) -> None:
+    command.report(tmp_path)
+    before = (tmp_path / "index.html").read_text()
+    command.report(tmp_path)
+    assert steps == ["demo 0", "benchmarks", "benchmarks"]
+    # what was read back draws the same page as what was computed
+    assert (tmp_path / "index.html").read_text() == before
+    command.report(tmp_path, seed=1)
+    command.report(tmp_path, seed=1, fresh=True)
+    assert [step for step in steps if step.startswith("demo")] == ["demo 0", "demo 1", "demo 1"]
+
+
+def test_ctrl_c_leaves_the_page_as_it_was(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    command.report(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    def interrupted(**_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.suite, "run", interrupted)
+    assert command.report(tmp_path, seed=5) == 130
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert "goes on with what is missing" in capsys.readouterr().err
+
+
+def test_a_failed_demonstration_is_on_the_page_and_in_the_exit_status_and_not_remembered(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = sys.modules["vidgen.report.pixelcnn_digits"].run  # type: ignore[attr-defined]
+
+    def broken(directory: Path, *, seed: int) -> dict[str, Any]:
+        raise RuntimeError("loss is not finite")
+
+    sys.modules["vidgen.report.pixelcnn_digits"].run = broken  # type: ignore[attr-defined]
+    clean = synthetic.bench()
+    clean["rows"] = clean["rows"][:1]
+    monkeypatch.setattr(command.suite, "run", lambda **_: clean)
+    assert command.report(tmp_path) == 1
+    assert "The demo failed: RuntimeError: loss is not finite" in (tmp_path / "index.html").read_text()
+    sys.modules["vidgen.report.pixelcnn_digits"].run = working  # type: ignore[attr-defined]
+    assert command.report(tmp_path) == 0
+    assert "The demo failed" not in (tmp_path / "index.html").read_text()
+
+
+def test_nothing_is_written_if_the_page_cannot_be_made(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impossible(*_: Any) -> str:
+        raise ValueError("no template")
+
+    monkeypatch.setattr(command.page, "markdown", impossible)
+    with pytest.raises(ValueError, match="no template"):
+        command.report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".cache"]
+
+
+def test_bad_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        command.report(tmp_path, threads=0)
+
+
+@pytest.mark.parametrize("name", ["report", "bench"])
+def test_help_tells_what_is_written_and_how_long_it_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from vidgen import cli
+
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert "minutes" in shown
+    assert "--fresh" in shown
+    assert "Ctrl-C" in shown
