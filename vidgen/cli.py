@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 #: command -> (module, function, one line)
@@ -44,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     module, name, _ = COMMANDS[args[0]]
     try:
         function = getattr(importlib.import_module(module), name)
-        status = tyro.cli(function, prog=f"vidgen {args[0]}", args=args[1:])
+        # tyro names a one-letter parameter --n; people type -n
+        options = [f"-{arg}" if re.fullmatch(r"-[a-gi-z]", arg) else arg for arg in args[1:]]
+        status = tyro.cli(function, prog=f"vidgen {args[0]}", args=options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -105,7 +105,7 @@ def train(task: Task, settings: Settings, *, on_step: Callable[["Trainer"], None
     Raises:
         ValueError: the folder holds a run and ``resume`` is False, or that run was another task's or had another batch,
             seed or average; the batch cannot be divided.
-        FloatingPointError: the loss is no longer finite.
+        RuntimeError: the loss is no longer finite.
         ModuleNotFoundError: accelerate or safetensors is not installed (``pip install 'vidgen[train]'``).
     """
     return Trainer(task, settings, on_step).run()
@@ -115,8 +115,9 @@ class Trainer:
     """A run in progress; made by ``train``."""
 
     def __init__(self, task: Task, settings: Settings, on_step: Callable[["Trainer"], None] | None = None):
-        accelerate = require("accelerate", extra="train")
+        # first, since accelerate needs it too, and says so in its own words
         require("safetensors", extra="train")
+        accelerate = require("accelerate", extra="train")
         self.task, self.settings = task, settings
         self.step = 0
         self.best: float | None = None
@@ -221,7 +222,7 @@ class Trainer:
                 log.write("train", self.step, values)
                 bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in values.items()), refresh=False)
             if not all(math.isfinite(value) for value in values.values()):
-                raise FloatingPointError(f"training has diverged: at step {self.step} it recorded {values}")
+                raise RuntimeError(f"training has diverged: at step {self.step} it recorded {values}")
         if self.task.validation is not None and (self.step % settings.validate_every == 0 or last):
             values = self._validate()
             if log is not None:

@@ -1,0 +1,121 @@
+"""What a user types: train, then sample, then look at the picture."""
+
+import io
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from vidgen.models import load_checkpoint, read_metadata
+from vidgen.sampling import generate
+from vidgen.sampling.command import sample
+from vidgen.sampling.grid import encode_png, image_grid
+from vidgen.train.command import train
+
+SMALL = {"steps": 4, "batch_size": 8, "hidden": 6, "blocks": 1, "device": "cpu", "progress": False}
+
+
+def test_train_then_sample_by_the_command_line(run_program, tmp_path):
+    said = run_program(
+        *("-m", "vidgen.cli", "train", "pixelcnn", "--data", "digits", "--out", "run", "--steps", "3"),
+        *("--batch-size", "8", "--hidden", "6", "--blocks", "1", "--device", "cpu"),
+    )
+    assert "trained 3 steps" in said
+    metadata = read_metadata(tmp_path / "run" / "best.safetensors")
+    assert (metadata["model"], metadata["data"], metadata["step"]) == ("pixelcnn", "digits", 3)
+    run_program(
+        *("-m", "vidgen.cli", "sample", "run/best.safetensors", "-n", "10", "--out", "grid.png", "--seed", "3"),
+        *("--columns", "5", "--scale", "2"),
+    )
+    picture = numpy.asarray(Image.open(tmp_path / "grid.png"))
+    images = generate(load_checkpoint(tmp_path / "run" / "best.safetensors"), 10, seed=3).numpy()
+    assert picture.shape == (2 * (2 * 9 - 1), 2 * (5 * 9 - 1))
+    for number, image in enumerate(images[:, 0]):
+        top, left = 18 * (number // 5), 18 * (number % 5)
+        assert numpy.array_equal(picture[top : top + 16 : 2, left : left + 16 : 2], numpy.round(image * (255 / 16)))
+
+
+def test_raw_samples_of_a_run(tmp_path, capsys):
+    train("pixelcnn", out=tmp_path / "run", **SMALL)
+    sample(tmp_path / "run", n=5, out=tmp_path / "five.npy", device="cpu")
+    sample(tmp_path / "run", n=2, out=tmp_path / "two.npy", first_image=3, device="cpu")
+    five, two = numpy.load(tmp_path / "five.npy"), numpy.load(tmp_path / "two.npy")
+    assert five.dtype == numpy.uint8
+    assert numpy.array_equal(five[3:], two)
+    assert "5 images of 1×8×8" in capsys.readouterr().out
+
+
+def test_the_average_is_what_is_saved(tmp_path):
+    train("pixelcnn", out=tmp_path / "plain", ema=0.0, **SMALL)
+    train("pixelcnn", out=tmp_path / "averaged", ema=0.9, **SMALL)
+    plain, averaged = (
+        load_checkpoint(tmp_path / name / "last.safetensors").head_logits.bias for name in ("plain", "averaged")
+    )
+    assert not torch.equal(plain, averaged)
+
+
+def test_grid_of_colours_and_an_incomplete_row():
+    images = numpy.arange(3 * 3 * 2 * 2).reshape(3, 3, 2, 2) % 4
+    grid = image_grid(images, 4, columns=2, scale=1)
+    assert grid.shape == (5, 5, 3)
+    assert numpy.array_equal(grid[3:5, 0:2], numpy.moveaxis(images[2], 0, -1) * 85)
+    assert (grid[3:5, 3:5] == 128).all()
+    assert numpy.array_equal(numpy.asarray(Image.open(io.BytesIO(encode_png(grid)))), grid)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out": "grid.jpg"}, "out: expected a name that ends in .png or .npy"),
+        ({"n": 0}, "n: expected at least 1"),
+        ({"temperature": -1.0}, "temperature: expected a positive number"),
+        ({"impl": "magic"}, "impl: expected None or one of"),
+    ],
+)
+def test_bad_sample_arguments_are_named(arguments, message, tmp_path):
+    train("pixelcnn", out=tmp_path / "run", **SMALL)
+    out = tmp_path / arguments.pop("out", "grid.png")
+    with pytest.raises(ValueError, match=message):
+        sample(tmp_path / "run", out=out, device="cpu", **arguments)
+    assert not out.exists()
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="checkpoint: there is no file"):
+        sample(tmp_path / "none.safetensors", out=tmp_path / "grid.png")
+    with pytest.raises(FileNotFoundError, match="out: there is no folder"):
+        sample(tmp_path / "none.safetensors", out=tmp_path / "nowhere" / "grid.png")
+
+
+@pytest.mark.parametrize("missing", ["accelerate", "sklearn", "safetensors"])
+def test_a_missing_extra_is_one_sentence(missing, environment, tmp_path):
+    program = (
+        f"import sys; sys.modules['{missing}'] = None; from vidgen.cli import main; "
+        "sys.exit(main(['train', 'pixelcnn', '--steps', '1', '--out', 'run', '--device', 'cpu']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    extra = "data" if missing == "sklearn" else "train"
+    assert done.returncode == 1
+    assert f"{missing} is not installed, and this needs it: pip install 'vidgen[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_vidgen_needs_no_extra(environment):
+    program = (
+        "import sys\n"
+        "for name in ('accelerate', 'sklearn', 'safetensors', 'tqdm', 'PIL', 'tyro', 'matplotlib', 'tensorboard'):\n"
+        "    sys.modules[name] = None\n"
+        "import torch, vidgen, vidgen.data, vidgen.models, vidgen.sampling, vidgen.train\n"
+        "model = vidgen.models.PixelCNN((1, 2, 2), 3, 4, 1)\n"
+        "assert vidgen.generate(model, 2).shape == (2, 1, 2, 2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
