@@ -4,6 +4,7 @@
 #include "masked_conv2d_direct.h"
 #include "masked_conv2d_grad_weight.h"
 #include "masked_conv2d_pack.h"
+#include "masked_conv2d_plan.h"
 #include "masked_conv2d_winograd_forward.h"
 
 namespace vidgen::VIDGEN_ISA {
@@ -23,28 +24,11 @@ auto by_dtype(Dtype dtype, F f) {
 }
 
 size_t packed_bytes(const MaskedConv2d& p, Form form) {
-  return by_dtype(p.dtype, [&]<class E>(E*) {
-    using S = Staged<E>;
-    return form == Form::winograd ? WinogradForm<S>(p).bytes(p) : DirectLayout<S>(p).bytes(p);
-  });
+  return by_dtype(p.dtype, [&]<class E>(E*) { return packed_size<E>(p, form); });
 }
 
 MaskedConv2dPlan plan(const MaskedConv2d& p, bool direct_only) {
-  return by_dtype(p.dtype, [&]<class E>(E*) {
-    MaskedConv2dPlan plan{};
-    plan.form = !direct_only && WinogradForm<Staged<E>>::supports(p) ? Form::winograd : Form::direct;
-    plan.block_rows = larger(1, smaller(p.height, larger(1, 256 / larger(1, p.width))));
-    plan.tasks_per_image = p.width > 0 ? divide_up(p.height, plan.block_rows) : 0;
-    plan.packed_bytes = packed_bytes(p, plan.form);
-    Arena arena{nullptr};
-    if (plan.form == Form::winograd) {
-      WinogradTask<E>(p, plan.block_rows, arena);
-    } else {
-      DirectTask<E>(p, plan.block_rows, arena);
-    }
-    plan.scratch_bytes = arena.used;
-    return plan;
-  });
+  return by_dtype(p.dtype, [&]<class E>(E*) { return cheapest_plan<E>(p, direct_only); });
 }
 
 int64_t pack_tasks(const MaskedConv2d& p, Form) {

@@ -11,6 +11,8 @@
 
 namespace vidgen::VIDGEN_ISA {
 
+constexpr int64_t kDirectChunk = 128;  // see gemm.h: keeps the error below twice that of an eager convolution
+
 template <class E>
 struct DirectTask {
   using S = Staged<E>;
@@ -73,7 +75,8 @@ void forward_direct(const MaskedConv2d& p, const MaskedConv2dPlan& plan, const I
     int vectors = panels.vectors(panel);
     int64_t width = vectors * kLanes<S>;
     void* b = const_cast<void*>(packed);
-    multiply(pixels, rows * p.width, work.run, work.runs, layout.dense(b, panel), vectors, work.sums, width);
+    multiply(pixels, rows * p.width, work.run, work.runs, layout.dense(b, panel), vectors, work.sums, width,
+             kDirectChunk);
     if (taps.coloured) {
       Acc<S> keys[kPanel<S>];
       colour_keys<S>(p, panels.first(panel), vectors, keys);

@@ -89,7 +89,12 @@ struct WinogradForm {
     if (taps.in_row > 0) {
       current.rows = 1;
       current.outputs = 2;
-      current.add(int(taps.in_row), 0);
+      if (sizeof(S) == 2 && taps.in_row == 4) {
+        current.add(2, 0);
+        current.add(2, 2);
+      } else {
+        current.add(int(taps.in_row), 0);
+      }
     }
   }
 

@@ -5,6 +5,8 @@
 
 namespace vidgen::VIDGEN_ISA {
 
+constexpr int64_t kWinogradChunk = 256;  // rows of B per visit of M, see gemm.h
+
 // A part's geometry within a task.
 template <class S>
 struct PartTask {
@@ -93,7 +95,7 @@ void multiply_part(const WinogradPart& part, const PartTask<S>& task, int64_t pi
         int i = part.index(s, point);
         if (i >= 0) run[runs++] = {task.segment[s] + (i * part.vertical + v) * task.rows() * pitch, channel_pitch};
       }
-      multiply(rows, task.rows(), run, runs, u, vectors, products, width);
+      multiply(rows, task.rows(), run, runs, u, vectors, products, width, kWinogradChunk);
       u += depth * width;
       products += task.rows() * width;
     }

@@ -1,0 +1,110 @@
+// The cost model: which form, and how many rows a task computes. It knows the problem and the instruction set,
+// never the batch, the thread count or a clock, so that the bits of a sample are always the same.
+//
+// Costs are in cycles of one core, from constants measured once on Zen 4 (64-byte vectors: one multiply-add a
+// cycle; 32 bytes: two). They matter for thin layers and tiny images, where transforms cost more than the
+// products they save; from 16 channels up, the Winograd form is ahead whatever the constants.
+#pragma once
+
+#include "masked_conv2d_direct.h"
+#include "masked_conv2d_winograd_forward.h"
+
+namespace vidgen::VIDGEN_ISA {
+
+constexpr double kProduct = kVectorBytes == 64 ? 1 : .5;  // a vector multiply-add
+constexpr double kLatency = 4;                            // of one; a tile's sums take turns
+constexpr double kTileVisit = 20;                         // entering a register tile
+constexpr double kMove = 2.5;                             // a vector through staging or storing
+constexpr double kTransform = 3;                          // a vector of V or M through its transform
+constexpr double kStreamBytes = 8;                        // of packed weights, from L3, per cycle
+constexpr double kLargeScratch = .0125;                   // what a MiB of scratch adds, relatively
+constexpr double kImbalance = .0625;                      // what one task per image wastes: cores that wait, relatively
+
+// Cycles of multiplying `rows` rows by a panel set of `out_channels`, `depth` steps deep.
+template <class S>
+double multiply_cycles(double rows, double depth, int64_t out_channels) {
+  Panels<S> panels(out_channels);
+  double tiles = double(divide_up(int64_t(rows), kTileRows)), height = rows / tiles, cycles = 0;
+  if (rows == 0) return 0;
+  auto panel = [&](double vectors) {
+    double step = height * vectors * kProduct, loads = (height + vectors) / 2;
+    step = step > loads ? step : loads;
+    step = step > kLatency ? step : kLatency;
+    double compute = tiles * (depth * step + kTileVisit + height * vectors);
+    double stream = depth * vectors * kVectorBytes / kStreamBytes;
+    return compute > stream ? compute : stream;
+  };
+  cycles += double(panels.count - 1) * panel(kTileVectors);
+  return cycles + panel(panels.vectors(panels.count - 1));
+}
+
+template <class E>
+double vectors_of(double pixels, int64_t channels) {
+  return pixels * double(divide_up(channels, kLanes<E>));
+}
+
+template <class E>
+double direct_cycles(const MaskedConv2d& p, const DirectTask<E>& task, int64_t block_rows) {
+  using S = Staged<E>;
+  DirectLayout<S> layout(p);
+  double pixels = double(block_rows * p.width);
+  double cycles = multiply_cycles<S>(pixels, double(layout.depth / kDepthStep<S>), p.out_channels);
+  if (p.colors > 1) cycles += multiply_cycles<S>(pixels, double(layout.centre_depth), p.out_channels);
+  return cycles + kMove * (vectors_of<E>(double(task.block.rows * task.block.columns), p.in_channels) +
+                           vectors_of<E>(pixels, p.out_channels));
+}
+
+template <class E>
+double winograd_cycles(const MaskedConv2d& p, const WinogradTask<E>& task, int64_t block_rows) {
+  using S = Staged<E>;
+  double cycles = 0;
+  auto add_part = [&](const WinogradPart& part, const PartTask<S>& work) {
+    double rows = double(work.rows());
+    for (int i = 0; i < part.points; ++i) {
+      double depth = double(part.depth(i, task.form.channel_pitch));
+      cycles += part.vertical * multiply_cycles<S>(rows, depth / kDepthStep<S>, p.out_channels);
+      cycles += kTransform * part.vertical * vectors_of<E>(rows * depth / double(task.form.channel_pitch), p.in_channels);
+    }
+    cycles += kTransform * part.vertical * part.points * vectors_of<E>(rows, p.out_channels);
+  };
+  add_part(task.form.above, task.above);
+  add_part(task.form.current, task.current);
+  double pixels = double(block_rows * task.out_columns);
+  if (p.colors > 1) cycles += multiply_cycles<S>(pixels, double(p.in_channels), p.out_channels);
+  return cycles + kMove * (vectors_of<E>(double(task.block.rows * task.block.columns), p.in_channels) +
+                           vectors_of<E>(pixels, p.out_channels));
+}
+
+template <class E>
+size_t packed_size(const MaskedConv2d& p, Form form) {
+  using S = Staged<E>;
+  return form == Form::winograd ? WinogradForm<S>(p).bytes(p) : DirectLayout<S>(p).bytes(p);
+}
+
+template <class E>
+MaskedConv2dPlan cheapest_plan(const MaskedConv2d& p, bool direct_only) {
+  MaskedConv2dPlan best{Form::direct, 1, 0, 0, 0};
+  if (p.height == 0 || p.width == 0 || p.out_channels == 0) return best;
+  double best_cycles = 0;
+  auto consider = [&](Form form, int64_t block_rows) {
+    Arena arena{nullptr};
+    double cycles = form == Form::direct ? direct_cycles<E>(p, DirectTask<E>(p, block_rows, arena), block_rows)
+                                         : winograd_cycles<E>(p, WinogradTask<E>(p, block_rows, arena), block_rows);
+    int64_t tasks = divide_up(p.height, block_rows);
+    cycles *= double(tasks) * (1 + kImbalance / double(tasks)) * (1 + kLargeScratch * double(arena.used >> 20));
+    if (best.tasks_per_image == 0 || cycles < best_cycles) {
+      best_cycles = cycles;
+      best = {form, block_rows, tasks, arena.used, 0};
+    }
+  };
+  bool winograd = !direct_only && WinogradForm<Staged<E>>::supports(p);
+  for (int64_t tasks = 1; tasks <= p.height; tasks = tasks < 4 ? tasks + 1 : tasks + tasks / 2) {
+    int64_t rows = divide_up(p.height, tasks);
+    consider(Form::direct, rows);
+    if (winograd) consider(Form::winograd, smaller(p.height, round_up(rows, 2)));
+  }
+  best.packed_bytes = packed_size<E>(p, best.form);
+  return best;
+}
+
+}  // namespace vidgen::VIDGEN_ISA
