@@ -154,9 +154,9 @@ def test_masked_weights_are_never_read_and_have_zero_gradient(case, dtype, devic
 
 
 GRADIENT = [
-    (2, 3, 5, 6, (3, 3), {"mask": "B"}),
-    (3, 3, 4, 5, (5, 3), {"mask": "A", "colors": 3}),
-    (4, 6, 4, 4, (3, 3), {"mask": "B", "colors": 2, "color_layout": "blocked", "dilation": 2}),
+    (2, 3, 3, 4, (3, 3), {"mask": "B"}),
+    (3, 3, 3, 3, (5, 3), {"mask": "A", "colors": 3}),
+    (2, 4, 3, 3, (3, 3), {"mask": "B", "colors": 2, "color_layout": "blocked", "dilation": 2}),
     (2, 2, 3, 3, (1, 1), {"mask": "B"}),
 ]
 
