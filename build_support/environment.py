@@ -31,7 +31,7 @@ from pathlib import Path
 import preflight
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("CMakeLists.txt", "setup.py", "csrc/**/*")
+SOURCES = ("CMakeLists.txt", "setup.py", "csrc/**/*", "vidgen/ops/source_hash.py")
 # installed before or together with torch, which pins some of them exactly: whatever stands there is kept
 KEPT = ("torch", "triton", "numpy")
 
