@@ -30,6 +30,10 @@ static dim3 blockDim, gridDim;
 static std::unique_ptr<std::barrier<>> all_threads;
 static void __syncthreads() { all_threads->arrive_and_wait(); }
 
+#ifndef __launch_bounds__
+#define __launch_bounds__(...)
+#endif
+
 #include "cuda/masked_conv2d.cu"
 
 namespace vidgen::cuda {

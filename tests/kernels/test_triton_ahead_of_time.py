@@ -1,0 +1,102 @@
+"""Every Triton kernel compiles for every supported GPU generation, within its registers and shared memory."""
+
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from tests.kernels import aot
+from tests.kernels.problems import Problem, float32_precision
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+# launcher module -> (problem, precision of float32, which launchers), chosen so that every way through a kernel
+# (per tap or flat, coloured centre, adjoint, both layouts, each kind of product) is compiled somewhere
+LAUNCHES = {
+    "masked_conv2d": [
+        (Problem(128, 128, (3, 3), "B", size=(32, 32), dtype=BF16, channels_last=True), "ieee", "y x w"),
+        (Problem(128, 128, (3, 3), "A", size=(32, 32), dtype=FP32), "tf32", "y w"),
+        (Problem(96, 192, (3, 3), "B", 3, "blocked", 2, size=(32, 32), dtype=BF16), "ieee", "y x"),
+        (Problem(3, 96, (7, 7), "A", 3, size=(28, 28), dtype=FP16), "ieee", "y x w"),
+        (Problem(64, 48, (5, 5), "B", size=(8, 8), dtype=FP32, channels_last=True), "ieee", "y w"),
+    ],
+}
+
+
+def modules_with_kernels():
+    folder = Path(__file__).parents[2] / "kernels"
+    names = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+    modules = {name: importlib.import_module(f"vidgen.kernels.{name}") for name in names}
+    return {name: module for name, module in modules.items() if aot.entry_kernels(module)}
+
+
+def launches(name, capability):
+    module = importlib.import_module(f"vidgen.kernels.{name}")
+    found = []
+    for problem, precision, which in LAUNCHES[name]:
+        x, weight, bias, grad = problem.tensors()
+        with float32_precision(precision), aot.recorded(module, capability) as recorded:
+            if "y" in which:
+                module.forward(x, weight, bias, *problem.rule)
+            if "x" in which:
+                module.grad_input(grad, weight, *problem.rule)
+            if "w" in which:
+                module.grad_weight(grad, x, list(problem.kernel), *problem.rule)
+        found += [(f"{launch.kernel.__name__}-{problem}", launch) for launch in recorded]
+    return found
+
+
+def test_there_is_something_to_compile():
+    assert modules_with_kernels()
+
+
+def test_every_kernel_is_compiled_by_a_launch():
+    for name, module in modules_with_kernels().items():
+        assert name in LAUNCHES, f"kernels/{name}.py has kernels that no case here launches"
+        launched = {launch.kernel.__name__ for _, launch in launches(name, (9, 0))}
+        assert aot.entry_kernels(module) <= launched
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)], ids=lambda pair: f"sm_{pair[0]}{pair[1]}")
+@pytest.mark.parametrize("name", sorted(LAUNCHES))
+def test_compiles_without_spilling(name, capability):
+    architecture = 10 * capability[0] + capability[1]
+    seen = set()
+    for label, launch in launches(name, capability):
+        key = (launch.kernel.__name__, str(launch.arguments), str(launch.options))
+        if key in seen:
+            continue
+        seen.add(key)
+        compiled, used = aot.compile_launch(launch, architecture)
+        assert compiled.asm["cubin"], label
+        assert used.shared_bytes <= aot.SHARED_MEMORY[architecture], label
+        # a handful of bytes is a stack slot of the compiler's own; spilled accumulators are hundreds
+        assert used.local_bytes <= 32, f"{label}: {used}"
+    assert seen
+
+
+def test_matrix_units_multiply_where_they_may():
+    """bfloat16 goes through the newest matrix instruction, exact float32 through none."""
+    found = {}
+    for label, launch in launches("masked_conv2d", (9, 0)):
+        if launch.kernel.__name__ == "_convolve":
+            ptx = aot.compile_launch(launch, 90)[0].asm["ptx"]
+            found[label] = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "fma"
+    of = {kind: {how for label, how in found.items() if kind in label} for kind in ("bfloat16", "float32-nchw")}
+    assert of == {"bfloat16": {"wgmma"}, "float32-nchw": {"wgmma"}}
+    assert {how for label, how in found.items() if "float32-nhwc" in label} == {"fma"}
+
+
+def test_the_tile_of_other_cards_fits_their_shared_memory():
+    module = importlib.import_module("vidgen.kernels.masked_conv2d")
+    problem, precision, _ = LAUNCHES["masked_conv2d"][0]
+    x, weight, bias, _ = problem.tensors()
+    with float32_precision(precision), aot.recorded(module, (8, 6)) as recorded:
+        module.forward(x, weight, bias, *problem.rule)
+    assert aot.compile_launch(recorded[0], 86)[1].shared_bytes <= aot.SHARED_MEMORY[86]
