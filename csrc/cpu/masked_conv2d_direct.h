@@ -36,6 +36,12 @@ struct DirectTask {
     sums = arena.take<Acc<S>>(block_rows * p.width * smaller(kPanel<S>, Panels<S>(p.out_channels).padded_channels()));
   }
 
+  // A 1 x 1 kernel needs no padding.
+  bool reads_in_place(const MaskedConv2d& p, const ImageView& x) const {
+    return sizeof(E) == sizeof(S) && p.kernel_height == 1 && p.kernel_width == 1 && x.channel_stride == 1 &&
+           p.in_channels == block.pitch;
+  }
+
   void list_runs(const MaskedConv2d& p) {
     Taps taps(p);
     int64_t tap_pitch = p.dilation * block.pitch, line = block.columns * p.dilation * block.pitch;
@@ -62,11 +68,15 @@ void forward_direct(const MaskedConv2d& p, const MaskedConv2dPlan& plan, const I
   DirectTask<E> work(p, plan.block_rows, arena);
   work.block.first_row = first_row - taps.above * p.dilation;
   work.block.rows = rows + taps.above * p.dilation;
-  stage_block<E>(x, n, p.width, work.block, work.staged);
   work.list_runs(p);
 
   int64_t line = work.block.columns * work.block.pitch;
   RowMap<S> pixels{work.staged, p.width, line, work.block.pitch};
+  if (work.reads_in_place(p, x)) {
+    pixels = {pixel_at<S>(x, n, first_row), p.width, x.row_stride, x.column_stride};
+  } else {
+    stage_block<E>(x, n, p.width, work.block, work.staged);
+  }
   RowMap<S> centres = pixels;
   centres.base += taps.above * p.dilation * line + work.block.left * work.block.pitch;
   Panels<S> panels(p.out_channels);

@@ -15,7 +15,7 @@ namespace vidgen::VIDGEN_ISA {
 
 constexpr int64_t kGradChannels = 64;
 constexpr int64_t kGradPixels = 256;
-constexpr int64_t kGradTasks = 4;  // taps are dealt to several tasks where channels alone give fewer
+constexpr int64_t kGradTasks = 4;  // rows are dealt to several tasks where channels alone give fewer
 
 template <class T, int rows, int vectors>
 void correlate_tile(const T* const* a, int64_t a_line, int64_t a_pitch, const T* b, int64_t lines, int64_t width,
@@ -58,29 +58,30 @@ struct CorrelateTable<T, std::index_sequence<i...>> {
 template <class T>
 using CorrelateTiles = CorrelateTable<T, std::make_index_sequence<kTileRows * kTileVectors>>;
 
-// How the weight is cut into tasks.
+// How the weight is cut into tasks: panels of output channels, ranges of input channels, and where those are few,
+// even ranges of the rows (kept tap, channel).
 template <class E>
 struct GradPartition {
   using T = Acc<E>;
-  int64_t panels, channel_ranges, tap_ranges, channels, taps;
+  int64_t panels, channel_ranges, row_ranges, channels, rows;
 
   explicit GradPartition(const MaskedConv2d& p) {
-    Taps kept(p);
-    int64_t all = kept.dense + kept.coloured;
+    Taps taps(p);
     panels = Panels<T>(p.out_channels).count;
     channel_ranges = larger(1, divide_up(p.in_channels, kGradChannels));
     channels = divide_up(p.in_channels, channel_ranges);
-    tap_ranges = larger(1, smaller(all, divide_up(kGradTasks, larger(1, panels * channel_ranges))));
-    taps = divide_up(all, tap_ranges);
+    int64_t all = (taps.dense + taps.coloured) * channels;
+    row_ranges = larger(1, smaller(all, divide_up(kGradTasks, larger(1, panels * channel_ranges))));
+    rows = divide_up(all, row_ranges);
   }
-  int64_t tasks() const { return panels * channel_ranges * tap_ranges; }
+  int64_t tasks() const { return panels * channel_ranges * row_ranges; }
 };
 
 template <class E>
 struct GradTask {
   using T = Acc<E>;
   StagedBlock input, gradient;
-  int64_t panel, first_tap, last_tap, block_rows;
+  int64_t panel, first_row, last_row, block_rows;  // row: tap * input.channels + channel
   bool writes_masked;
   int vectors;
   T *staged_input, *staged_gradient, *sums;
@@ -90,15 +91,15 @@ struct GradTask {
     Taps taps(p);
     GradPartition<E> parts(p);
     Panels<T> panels(p.out_channels);
-    int64_t range = task / parts.panels;
     panel = task % parts.panels;
     vectors = panels.vectors(panel);
-    int64_t all = taps.dense + taps.coloured;
-    first_tap = smaller(all, range % parts.tap_ranges * parts.taps);
-    last_tap = smaller(all, first_tap + parts.taps);
-    writes_masked = range % parts.tap_ranges == 0;
-    input.first_channel = smaller(p.in_channels, range / parts.tap_ranges * parts.channels);
+    int64_t range = task / parts.panels, part = range % parts.row_ranges;
+    input.first_channel = smaller(p.in_channels, range / parts.row_ranges * parts.channels);
     input.channels = smaller(p.in_channels - input.first_channel, parts.channels);
+    int64_t all = (taps.dense + taps.coloured) * input.channels;
+    first_row = smaller(all, part * parts.rows);
+    last_row = smaller(all, first_row + parts.rows);
+    writes_masked = part == 0;
     // an odd number of vectors between pixels spreads a column of them over all sets of the cache
     input.pitch = parts.channels < kLanes<T> ? parts.channels : (divide_up(parts.channels, kLanes<T>) | 1) * kLanes<T>;
     input.left = taps.left * p.dilation;
@@ -107,8 +108,8 @@ struct GradTask {
     gradient = {0, block_rows, 0, p.width, panels.first(panel), panels.width(panel), vectors * kLanes<T>};
     staged_input = arena.take<T>((block_rows + taps.above * p.dilation) * input.columns * input.pitch);
     staged_gradient = arena.take<T>(block_rows * p.width * kPanel<T>);
-    sums = arena.take<T>(parts.taps * parts.channels * kPanel<T>);
-    row = arena.take<const T*>(parts.taps * parts.channels);
+    sums = arena.take<T>(parts.rows * kPanel<T>);
+    row = arena.take<const T*>(parts.rows);
   }
 };
 
@@ -128,14 +129,15 @@ void write_gradient(const MaskedConv2d& p, const GradTask<E>& work, E* out) {
     for (int64_t c = 0; c < work.input.channels; ++c) {
       int64_t in_channel = work.input.first_channel + c;
       E* weight = out + (out_channel * p.in_channels + in_channel) * all;
-      const Acc<E>* sum = work.sums + c * width + o;
-      for (int64_t tap = work.first_tap; tap < work.last_tap; ++tap) {
+      for (int64_t tap = 0; tap < taps.dense + taps.coloured; ++tap) {
+        int64_t row = tap * work.input.channels + c;
+        if (row < work.first_row || row >= work.last_row) continue;
         bool kept = tap < taps.dense;
         if (!kept) {
           int64_t from = colour_of(in_channel, p.in_channels, p), to = colour_of(out_channel, p.out_channels, p);
           kept = p.mask_b ? from <= to : from < to;
         }
-        weight[tap] = from_scalar<E>(kept ? sum[(tap - work.first_tap) * work.input.channels * width] : Acc<E>(0));
+        weight[tap] = from_scalar<E>(kept ? work.sums[(row - work.first_row) * width + o] : Acc<E>(0));
       }
       if (work.writes_masked) {
         int64_t masked = taps.dense + taps.coloured;
@@ -154,10 +156,11 @@ void grad_weight(const MaskedConv2d& p, int64_t batch, ImageView x, ImageView gr
   Taps taps(p);
   StagedBlock& input = work.input;
   int64_t line = input.columns * input.pitch, width = work.vectors * kLanes<T>;
-  int64_t rows = 0;
-  for (int64_t tap = work.first_tap; tap < work.last_tap; ++tap) {
-    int64_t offset = (tap / p.kernel_width * line + tap % p.kernel_width * input.pitch) * p.dilation;
-    for (int64_t c = 0; c < input.channels; ++c) work.row[rows++] = work.staged_input + offset + c;
+  int64_t rows = work.last_row - work.first_row;
+  for (int64_t i = 0; i < rows; ++i) {
+    int64_t tap = (work.first_row + i) / input.channels, channel = (work.first_row + i) % input.channels;
+    work.row[i] = work.staged_input + channel +
+                  (tap / p.kernel_width * line + tap % p.kernel_width * input.pitch) * p.dilation;
   }
   zero(work.sums, rows * width);
   for (int64_t n = 0; n < batch && rows > 0; ++n) {

@@ -114,7 +114,7 @@ struct WinogradForm {
 template <class S>
 struct HorizontalTransform {
   void (*line)(const LineSource<S>&, int64_t pitch, int64_t tiles, S* out, int64_t stride);
-  const double* weight;  // [m + r - 1][r]
+  void (*filter)(const Vec<S>* taps, Vec<S>* out);
 };
 
 template <class S>
@@ -122,7 +122,7 @@ HorizontalTransform<S> horizontal_transform(int m, int r) {
   switch (m * 10 + r) {
 #define VIDGEN_CASE(m, r) \
   case m * 10 + r:        \
-    return {transform_line<m, r, S>, kToomCook<m, r>.weight[0]};
+    return {transform_line<m, r, S>, transform_filter<m, r, S>};
     VIDGEN_CASE(2, 1)
     VIDGEN_CASE(2, 2)
     VIDGEN_CASE(2, 3)
@@ -157,40 +157,32 @@ VIDGEN_INLINE VerticalTerms vertical_terms(int rows, int product) {
   return terms;
 }
 
-VIDGEN_INLINE const double* vertical_weight(int rows) {  // [rows + 1][rows]
-  return rows == 2 ? kToomCook<2, 2>.weight[0] : kToomCook<2, 3>.weight[0];
-}
-
 // Filters of one input channel and a vector of output channels: [kernel row][tap] to U.
 template <class S>
 void pack_part(const WinogradPart& part, const Vec<S>* taps, int64_t kernel_width, int64_t channel,
                int64_t channel_pitch, S* b, int64_t width, int64_t column) {
-  using T = Acc<S>;
-  int64_t first_depth = 0;
-  for (int point = 0; point < part.points; ++point) {
-    int64_t depth = part.depth(point, channel_pitch), slot = 0;
-    for (int s = 0; s < part.segments; ++s) {
+  constexpr int kMaxPoints = 8, kMaxRows = 3;
+  int64_t slot[kMaxPoints];  // the row of U that the next segment of a point fills
+  int64_t depth[kMaxPoints], next = channel;
+  for (int i = 0; i < part.points; ++i) {
+    slot[i] = next;
+    depth[i] = part.depth(i, channel_pitch);
+    next += depth[i] * part.vertical;
+  }
+  for (int s = 0; s < part.segments; ++s) {
+    Vec<S> u[kMaxRows + 1][kMaxPoints];
+    auto transform = horizontal_transform<S>(part.outputs, part.segment[s].taps);
+    for (int row = 0; row < part.rows; ++row)
+      transform.filter(taps + row * kernel_width + part.segment[s].first, u[row]);
+    for (int point = 0; point < part.points; ++point) {
       int i = part.index(s, point);
       if (i < 0) continue;
-      int r = part.segment[s].taps;
-      const double* g = horizontal_transform<S>(part.outputs, r).weight + i * r;
-      Vec<S> row[3];
-      for (int ky = 0; ky < part.rows; ++ky) {
-        row[ky] = Vec<S>{};
-        for (int k = 0; k < r; ++k) row[ky] += taps[ky * kernel_width + part.segment[s].first + k] * T(g[k]);
-      }
-      for (int v = 0; v < part.vertical; ++v) {
-        Vec<S> u = row[0];
-        if (part.vertical > 1) {
-          const double* h = vertical_weight(part.rows) + v * part.rows;
-          u = row[0] * T(h[0]) + row[1] * T(h[1]);
-          if (part.rows == 3) u += row[2] * T(h[2]);
-        }
-        store_depth(b, width, first_depth + v * depth + slot * channel_pitch + channel, column, u);
-      }
-      ++slot;
+      Vec<S> row[kMaxRows] = {u[0][i], u[1][i], u[2][i]}, sum[kMaxRows + 1] = {row[0]};
+      if (part.vertical == 3) transform_filter<2, 2, S>(row, sum);
+      if (part.vertical == 4) transform_filter<2, 3, S>(row, sum);
+      for (int v = 0; v < part.vertical; ++v) store_depth(b, width, slot[point] + v * depth[point], column, sum[v]);
+      slot[point] += channel_pitch;
     }
-    first_depth += depth * part.vertical;
   }
 }
 

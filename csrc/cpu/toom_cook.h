@@ -75,6 +75,15 @@ VIDGEN_INLINE V weighted_sum(const V* v, C) {
   return sum;
 }
 
+// Transforms an r-tap filter, a vector of filters at a time.
+template <int m, int r, class S>
+void transform_filter(const Vec<S>* taps, Vec<S>* out) {
+  static_for<m + r - 1>([&](auto index) __attribute__((always_inline)) {
+    constexpr int i = decltype(index)::value;
+    out[i] = weighted_sum<r>(taps, [](int k) constexpr { return kToomCook<m, r>.weight[i][k]; });
+  });
+}
+
 // Where a line of input comes from: one staged row, or the sum or difference of two (the vertical transform).
 template <class S>
 struct LineSource {
