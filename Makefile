@@ -40,7 +40,7 @@ gpu:  ## with PYTHON as it is (no .venv, no downloads): build, test and measure 
 wheel:  ## a wheel in dist/
 	@$(SETUP) ''
 	rm -rf build/lib.* build/bdist.*
-	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(RUN) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
 clean:  ## remove what was built and written; .venv stays, for it was a long download
