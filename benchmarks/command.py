@@ -61,7 +61,7 @@ def bench(
     results.save(target, measured)
     print(f"\n{results.machine_line(measured)}")
     print(f"{len(measured['rows'])} cases in {time.monotonic() - started:.0f} s. Raw samples: {target}")
-    if warning := results.disturbance(measured):
+    for warning in results.warnings(measured):
         print(warning, file=sys.stderr)
     failed = list(results.failures(measured))
     for sentence in failed:

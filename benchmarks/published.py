@@ -28,8 +28,7 @@ _RATIO = re.compile(r"(?P<value>\d+(?:\.\d+)?)\s?×(?!\s?\d)(?P<source>[*_\s]{0,
 
 def table(stored: dict[str, Any]) -> str:
     """The compact table of a results file: a line per case, each baseline's time, and ours with its ratio."""
-    warning = results.disturbance(stored)
-    lines = [f"**{warning}**", ""] if warning else []
+    lines = [line for warning in results.warnings(stored) for line in (f"**{warning}**", "")]
     kinds = list(dict.fromkeys(row["kind"] for row in stored["rows"]))
     for kind in kinds:
         rows = [row for row in stored["rows"] if row["kind"] == kind]

@@ -58,8 +58,24 @@ def ratio(row: dict[str, Any], name: str, baseline: str) -> float | None:
     return None if own is None or other is None else other / own
 
 
+def disproved_peaks(rows: Iterable[dict[str, Any]], peaks: dict[str, float]) -> dict[str, float]:
+    """The dtypes whose measured ceiling some contender has computed faster than, with that contender's GFLOP/s.
+
+    Such a ceiling was measured wrongly, or while the machine was disturbed: no share of it means anything.
+    """
+    fastest: dict[str, float] = {}
+    for row in rows:
+        for entry in row["contenders"]:
+            if not entry["failure"]:
+                rate = entry["flops"] / quartiles(entry["samples_ms"])[1] / 1e6
+                fastest[entry["dtype"]] = max(rate, fastest.get(entry["dtype"], 0.0))
+    return {dtype: rate for dtype, rate in fastest.items() if peaks.get(dtype) and rate > 1.02 * peaks[dtype]}
+
+
 def figures(row: dict[str, Any], peaks: dict[str, float]) -> list[Figures]:
-    """One `Figures` per contender of a row."""
+    """One `Figures` per contender of a row. No share of a ceiling that this row disproves is given."""
+    wrong = disproved_peaks([row], peaks)
+    peaks = {name: value for name, value in peaks.items() if name not in wrong}
     result = []
     for entry in row["contenders"]:
         rms = [e["relative_rms"] for e in entry.get("errors", {}).values()]
@@ -157,12 +173,13 @@ COLUMNS = (
 def markdown(results: dict[str, Any]) -> str:
     """Every row of a results file as Markdown, one table per case."""
     lines = [machine_line(results), ""]
-    if warning := disturbance(results):
+    for warning in warnings(results):
         lines += [f"**{warning}**", ""]
+    peaks = trusted_peaks(results)
     for row in results["rows"]:
         lines += [f"**{row['op']}, {row['title']}**", "", "| " + " | ".join(COLUMNS) + " |"]
         lines.append("|---" + "|--:" * (len(COLUMNS) - 1) + "|")
-        lines += ["| " + " | ".join(cells(one)) + " |" for one in figures(row, results["peaks"])]
+        lines += ["| " + " | ".join(cells(one)) + " |" for one in figures(row, peaks)]
         lines.append("")
     return "\n".join(lines)
 
@@ -222,6 +239,23 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
+
+
+def trusted_peaks(results: dict[str, Any]) -> dict[str, float]:
+    """The measured ceilings without those that some contender of the file has computed faster than."""
+    wrong = disproved_peaks(results["rows"], results["peaks"])
+    return {name: value for name, value in results["peaks"].items() if name not in wrong}
+
+
+def warnings(results: dict[str, Any]) -> list[str]:
+    """What a reader must know before he trusts the figures; nothing on a quiet, well-measured machine."""
+    found = [sentence] if (sentence := disturbance(results)) else []
+    for dtype, rate in disproved_peaks(results["rows"], results["peaks"]).items():
+        found.append(
+            f"The probe measured a ceiling of {results['peaks'][dtype]:.0f} GFLOP/s in {dtype}, but a contender "
+            f"computed {rate:.0f}: that ceiling is wrong, and no share of it is shown."
+        )
+    return found
 
 
 def disturbance(results: dict[str, Any]) -> str | None:

@@ -37,18 +37,18 @@ OURS = {"ours": True, "against": "eager"}
 
 def test_ratios_are_of_medians_of_the_raw_samples() -> None:
     content = stored(
-        entry("eager", [10.0, 90.0, 11.0]),
-        entry("other", [8.0, 8.0, 9.0]),
-        entry("half precision", [1.0], dtype="bfloat16"),
-        entry("ours", [4.0, 5.5, 100.0], **OURS),
+        entry("eager", [100.0, 900.0, 110.0]),
+        entry("other", [80.0, 80.0, 90.0]),
+        entry("half precision", [10.0], dtype="bfloat16"),
+        entry("ours", [40.0, 55.0, 1000.0], **OURS),
     )
     one = results.figures(content["rows"][0], content["peaks"])[3]
     assert one.ratio == pytest.approx(11.0 / 5.5)
     # the fastest baseline of the same dtype; half precision is another question
     assert one.ratio_to_best == pytest.approx(8.0 / 5.5)
-    assert (one.low_ms, one.median_ms, one.high_ms) == (4.75, 5.5, 52.75)
+    assert (one.low_ms, one.median_ms, one.high_ms) == (47.5, 55.0, 527.5)
     # 2 GFLOP at 100 GFLOP/s need 20 ms, 1 MB at 10 GB/s 0.1 ms
-    assert one.roofline == pytest.approx(20 / 5.5)
+    assert one.roofline == pytest.approx(20 / 55)
 
 
 def test_no_ratio_to_or_from_a_failure() -> None:
@@ -84,6 +84,17 @@ def test_a_busy_machine_is_named() -> None:
     assert "40%" in str(results.disturbance(content))
     assert "not to be trusted" in results.markdown(content)
     assert "not to be trusted" in published.table(content)
+
+
+def test_a_ceiling_that_somebody_exceeds_is_no_ceiling() -> None:
+    # 2 GFLOP in 10 ms are 200 GFLOP/s; the probe had said 100
+    content = stored(entry("eager", [10.0]), entry("ours", [30.0], **OURS))
+    assert [one.roofline for one in results.figures(content["rows"][0], content["peaks"])] == [None, None]
+    assert "ceiling of 100 GFLOP/s in float32, but a contender computed 200" in results.markdown(content)
+    assert "%" not in results.markdown(content).rpartition("|---")[2]
+    honest = stored(entry("eager", [25.0]), entry("ours", [30.0], **OURS))
+    assert [one.roofline for one in results.figures(honest["rows"][0], honest["peaks"])] == pytest.approx([0.8, 2 / 3])
+    assert results.warnings(honest) == []
 
 
 def test_file_round_trip_keeps_samples_and_stays_valid_json(tmp_path: Path) -> None:

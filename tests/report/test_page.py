@@ -272,7 +272,8 @@ _CONTRAST = """() => {
     const style = getComputedStyle(e);
     const ink = light(rgba(e.closest('svg') ? style.fill : style.color)), paper = light(ground(e));
     const size = e.closest('svg') ? e.getBoundingClientRect().height : parseFloat(style.fontSize);
-    found.push([(Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05), size, e.textContent.trim().slice(0, 40)]);
+    const contrast = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+    found.push([contrast, size, e.textContent.trim().slice(0, 40)]);
   }
   return found;
 }"""

@@ -43,7 +43,7 @@ def render(
         banner=banner,
         machine=machine_rows(bench),
         measured=bench_results.machine_line(dict(bench)),
-        disturbance=bench_results.disturbance(dict(bench)),
+        warnings=bench_results.warnings(dict(bench)),
         headline=headline(bench),
         speed=speed(bench),
         demo=None if isinstance(demo, str) else demo_view(demo),
@@ -60,9 +60,10 @@ def _asset(name: str) -> str:
 
 def speed(bench: Mapping[str, Any]) -> dict[str, Any]:
     """Every case with its table, and the bar charts of the forward and of training."""
+    peaks = bench_results.trusted_peaks(dict(bench))
     cases = []
     for row in bench["rows"]:
-        lines = bench_results.figures(row, bench["peaks"])
+        lines = bench_results.figures(row, peaks)
         cases.append(
             {
                 "title": row["title"],
@@ -133,10 +134,11 @@ def machine_rows(bench: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("System", f"{machine['system']}, {machine['architecture']}"),
         ("Software", f"vidgen {machine['vidgen']}, torch {machine['torch']}, Python {machine['python']}"),
     ]
+    wrong = bench_results.disproved_peaks(bench["rows"], peaks)
     parts = [
         f"{peaks[key]:.0f} GFLOP/s {name}"
         for key, name in (("float32", "fp32"), ("bfloat16", "bf16"), ("tf32", "tf32"))
-        if peaks.get(key)
+        if peaks.get(key) and key not in wrong
     ]
     if peaks.get("gb_per_s"):
         parts.append(f"{peaks['gb_per_s']:.1f} GB/s copying")
