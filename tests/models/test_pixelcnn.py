@@ -154,7 +154,10 @@ def test_no_sub_pixel_is_its_own_evidence(channels, height, width, levels, seed)
         ({"image_shape": (1, 8)}, "image_shape: expected three positive sizes"),
         ({"image_shape": (1, 0, 8)}, "image_shape: expected three positive sizes"),
         ({"levels": 1}, "levels: expected at least 2, got 1"),
-        ({"image_shape": (3, 8, 8), "hidden": 16}, "hidden: expected a positive multiple of the 3 image channels, got 16"),
+        (
+            {"image_shape": (3, 8, 8), "hidden": 16},
+            "hidden: expected a positive multiple of the 3 image channels, got 16",
+        ),
         ({"image_shape": (3, 8, 8), "hidden": 6, "head_channels": 8}, "head_channels: expected a positive multiple"),
         ({"blocks": -1}, "blocks: expected at least 0"),
         ({"dropout": 1.0}, "dropout: expected a number"),

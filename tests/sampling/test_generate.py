@@ -144,7 +144,9 @@ def test_known_steps_cost_no_forward_pass():
 def test_rows_stream_as_they_are_finished():
     model = Chain((3, 4, 5), 7)
     rows = []
-    whole = generate(model, 5, seed=5, batch_size=3, on_row=lambda first, row, values: rows.append((first, row, values)))
+    whole = generate(
+        model, 5, seed=5, batch_size=3, on_row=lambda first, row, values: rows.append((first, row, values))
+    )
     assert [(first, row) for first, row, _ in rows] == [(first, row) for first in (0, 3) for row in range(4)]
     for first, row, values in rows:
         assert torch.equal(values, whole[first : first + 3, :, row])

@@ -74,7 +74,9 @@ def test_noise_is_uniform():
     assert 30 < statistic < 104
 
 
-@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (2**64, ValueError), (1.5, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("seed", "error"), [(-1, ValueError), (2**64, ValueError), (1.5, TypeError), (True, TypeError)]
+)
 def test_bad_seed_is_named(seed, error):
     with pytest.raises(error, match="seed: expected"):
         philox4x32((0, 0, 0, 0), seed)

@@ -29,10 +29,15 @@ def test_weights_come_back_to_the_bit():
         net[0].weight.mul_(torch.pi)
     average.update()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with pytest.raises(RuntimeError, match="inside"), average.applied():
-        assert torch.equal(net[0].weight, average.average["net.0.weight"])
-        assert not torch.equal(net[0].weight, before["0.weight"])
-        raise RuntimeError("inside")
+
+    def fail_inside():
+        with average.applied():
+            assert torch.equal(net[0].weight, average.average["net.0.weight"])
+            assert not torch.equal(net[0].weight, before["0.weight"])
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 

@@ -1,9 +1,9 @@
 """Two processes on the CPU (gloo) train like one on the joined batch.
 
 How near: the two runs sum the same float32 gradients in another order, about 1e-7 relative per step, and Adam lets that
-grow where a gradient is near its epsilon. Ten steps stayed within 3e-6 of each other here; the bound is 2e-5. What it has
-to tell apart is far larger: with another order of the data the losses differ by more than 1e-3, and so they do if
-gradients are not averaged or both processes see the same half.
+grow where a gradient is near its epsilon. Losses stayed within 5e-7 of each other; the bound is ten times that. What it
+has to tell apart is far larger: another order of the data, gradients that are not averaged or two processes on the same
+half move the losses by more than 1e-3.
 """
 
 import pytest
@@ -13,11 +13,19 @@ from tests.train.two_phase import make_task, settings
 from vidgen.train import loop, read_metrics
 from vidgen.train.command import train
 
-BOUND = 2e-5
+BOUND = 5e-6
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SETTINGS = {
-    **{"device": "cpu", "steps": 10, "batch_size": 16, "hidden": 6, "blocks": 1, "dropout": 0.0, "warmup": 0},
-    **{"log_every": 1, "validate_every": 5, "progress": False},
+    "device": "cpu",
+    "steps": 10,
+    "batch_size": 16,
+    "hidden": 6,
+    "blocks": 1,
+    "dropout": 0.0,
+    "warmup": 0,
+    "log_every": 1,
+    "validate_every": 5,
+    "progress": False,
 }
 
 
@@ -46,7 +54,7 @@ def test_pixelcnn_by_the_command_line(run_program, tmp_path):
     assert len(one["validation", "bits_per_dim"]) == 2
     _assert_same_trajectory(one, two)
     differences = [abs(a - b) for a, b in zip(one["train", "loss"], other["train", "loss"], strict=True)]
-    assert max(differences) > 50 * BOUND
+    assert max(differences) > 200 * BOUND
     weights = [load_file(tmp_path / name / "best.safetensors") for name in ("one", "two")]
     for name, tensor in weights[0].items():
         assert float((tensor - weights[1][name]).abs().max()) < 1e-3, name

@@ -1,6 +1,7 @@
 """The loop's promises: exact resuming, divisions that change rounding only, phases that keep to themselves."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
-from tests.train.two_phase import make_task, settings
 
+from tests.train.two_phase import make_task, settings
 from vidgen.train import Phase, Task, WeightAverage, read_metrics, train
 from vidgen.train.order import examples_at
 
@@ -191,13 +192,12 @@ def test_phases_move_their_own_weights_on_batches_of_their_own(tmp_path):
     assert [name for name, _ in seen] == ["discriminator", "discriminator", "generator"] * 4
     expected = examples_at(torch.arange(3 * 4 * 8).numpy(), 0, 50)
     assert torch.equal(torch.cat([batch for _, batch in seen]), task.data[expected][0])
-    for (name, before), (_, after) in zip(kept, kept[1:], strict=False):
+    for (name, before), (_, after) in itertools.pairwise(kept):
         for module in task.modules:
             assert torch.equal(before[module], after[module]) == (module != name)
     assert all(p.requires_grad for net in task.modules.values() for p in net.parameters())
-    assert {"discriminator/loss", "discriminator/score", "generator/loss"} < read_metrics(
-        tmp_path / "metrics.jsonl"
-    )[0].keys()
+    recorded = read_metrics(tmp_path / "metrics.jsonl")[0].keys()
+    assert {"discriminator/loss", "discriminator/score", "generator/loss"} < recorded
 
 
 def _flat(net):
@@ -206,7 +206,7 @@ def _flat(net):
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     train(_regression(), settings(tmp_path, steps=2))
-    with pytest.raises(ValueError, match="directory: .* already holds a run; resume it"):
+    with pytest.raises(ValueError, match=r"directory: .* already holds a run; resume it"):
         train(_regression(), settings(tmp_path, steps=2))
 
 

@@ -15,7 +15,7 @@ from vidgen.train import Phase, Settings, Task, train
 
 
 def make_task(*, dropout=0.3, seen=None):
-    """A generator that is to fool a discriminator, on points of a plane; ``seen`` collects what each phase was given."""
+    """A generator that is to fool a discriminator, on points of a plane; ``seen`` collects every phase's batches."""
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(50, 2, generator=generator) * 0.3 + torch.tensor([1.0, -2.0])
     held_out = torch.randn(23, 2, generator=generator) * 0.3 + torch.tensor([1.0, -2.0])

@@ -84,7 +84,9 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
         FileNotFoundError, ValueError: as ``read_metadata``; ValueError also if the weights do not fit the model.
     """
     metadata = read_metadata(path)
-    model = MODELS[metadata["model"]](**metadata["config"])
+    # initial weights are drawn and thrown away; the caller's random numbers are none of that business
+    with torch.random.fork_rng(devices=[]):
+        model = MODELS[metadata["model"]](**metadata["config"])
     try:
         model.load_state_dict(require("safetensors.torch", extra="train").load_file(path))
     except RuntimeError as error:

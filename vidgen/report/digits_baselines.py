@@ -4,6 +4,7 @@ Both are given a fair chance: their one free setting is chosen on the validation
 """
 
 import math
+import warnings
 from typing import Any
 
 import numpy
@@ -17,8 +18,8 @@ _REACH = 3
 def histogram_bits(train: NDArray[Any], validation: NDArray[Any], test: NDArray[Any], levels: int) -> float:
     """Bits/dim of independent pixels, each with its own histogram.
 
-    A pixel's histogram is drawn towards that of all pixels, p = (count + a·global) / (n + a); a is chosen on validation.
-    The global histogram itself has one added to each count.
+    A pixel's histogram is drawn towards that of all pixels, p = (count + a·global) / (n + a); a is chosen on
+    validation. The global histogram itself has one added to each count.
 
     Args:
         train, validation, test: integer images (N, 1, H, W) in 0 … levels−1.
@@ -85,12 +86,16 @@ def logistic_regression_bits(
 
     def bits(model: Any, images: NDArray[Any]) -> float:
         nats = model.predict_log_proba(causal_features(images, levels))
-        return -float(numpy.take_along_axis(nats, images.reshape(-1, 1).astype(numpy.int64), axis=1).mean()) / math.log(2.0)
+        chosen = numpy.take_along_axis(nats, images.reshape(-1, 1).astype(numpy.int64), axis=1)
+        return -float(chosen.mean()) / math.log(2.0)
 
     # the weaker penalty last; its fit starts where the one before ended
     model = regression(solver="lbfgs", max_iter=iterations, tol=1e-4, warm_start=True)
     results = []
     for inverse_penalty in (0.1, 1.0):
-        model.set_params(C=inverse_penalty).fit(inputs, targets)
+        with warnings.catch_warnings():
+            # it stops where more iterations gain little, and says each time that it did
+            warnings.simplefilter("ignore", require("sklearn.exceptions", extra="data").ConvergenceWarning)
+            model.set_params(C=inverse_penalty).fit(inputs, targets)
         results.append((bits(model, validation), bits(model, test)))
     return min(results)[1]

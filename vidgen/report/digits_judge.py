@@ -1,9 +1,9 @@
 """A judge of drawn digits: a small CNN that has learnt the ten classes from real ones.
 
-A network that has seen nothing but digits is nearly as sure of noise: pictures whose every pixel comes from another real
-digit got a mean confidence of 0.85 and "contained" all ten classes, so that judge could praise anything. This one also
-sees such pictures in training, with all ten classes equally likely as the answer (outlier exposure; Hendrycks, Mazeika
-and Dietterich, "Deep Anomaly Detection with Outlier Exposure", 2019). What it thinks of new ones is its ``control``.
+A network that has seen nothing but digits is nearly as sure of noise: pictures whose every pixel comes from another
+real digit got a mean confidence of 0.85 and "contained" all ten classes, so that judge could praise anything. This one
+also sees such pictures in training, with all ten classes equally likely as the answer (outlier exposure; Hendrycks,
+Mazeika and Dietterich, "Deep Anomaly Detection with Outlier Exposure", 2019).
 
 Its confidence is calibrated: the logits are divided by the temperature at which held-out digits and held-out mixed
 pictures are answered best (Guo et al., "On Calibration of Modern Neural Networks", 2017).

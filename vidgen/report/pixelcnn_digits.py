@@ -67,7 +67,7 @@ def run(
     """
     plan = plan or (QUICK if quick else Plan())
     folder = _fresh_folder(Path(directory))
-    parts = {split: digits(split) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+    parts = {split: digits(split) for split in ("train", "validation", "test")}
     (train_images, _), (validation_images, _), (test_images, test_labels) = parts.values()
 
     with torch.random.fork_rng(devices=[]):
@@ -103,7 +103,7 @@ def run(
     judge = train_judge(parts["train"], parts["validation"], DIGITS_LEVELS, seed=seed, epochs=plan.judge_epochs)
     of_samples = verdict(judge, samples, DIGITS_LEVELS)
     accuracy = (judge.probabilities(test_images, DIGITS_LEVELS).argmax(dim=1) == test_labels).double().mean()
-    arrays = [images.numpy() for images in (train_images, validation_images, test_images)]
+    arrays = train_images.numpy(), validation_images.numpy(), test_images.numpy()
     return {
         "curve": _curve(folder),
         "bits_per_dim": {

@@ -53,17 +53,17 @@ def generate(
 ) -> Tensor:
     """Draws images.
 
-    The noise is counter-based: sub-pixel (channel, row, column) of image i uses Philox4x32-10 of key ``seed`` and counter
-    (i, row, column, channel). Image i is therefore the same image whatever ``n``, ``batch_size`` and ``impl`` are, to the
-    bit wherever the kernels promise the same bits for a sample in any batch (vidgen's do, and its reference).
+    The noise is counter-based: sub-pixel (channel, row, column) of image i uses Philox4x32-10 of key ``seed`` and
+    counter (i, row, column, channel). Image i is therefore the same image whatever ``n``, ``batch_size`` and ``impl``
+    are, to the bit where kernels give a sample the same bits in any batch, as vidgen's native ones do.
 
     Args:
         model: an autoregressive model; it is run in eval mode, on its own device, and left in the mode it was in.
         n: number of images, ≥ 0.
         labels: int64 (n,), for a class-conditional model.
         known: (values, mask) to complete pictures: values are integers 0 … levels−1 and mask is bool (True: keep this
-            value), both broadcastable to (n, C, H, W). Completion is autoregressive: a drawn pixel depends on the pixels
-            before it, so a known pixel does not influence the drawn ones before it.
+            value), both broadcastable to (n, C, H, W). Completion is autoregressive: a drawn pixel depends on the
+            pixels before it, so a known pixel does not influence the drawn ones before it.
         temperature: > 0; below 1 draws likelier values, 1 is the model's distribution.
         seed: 0 … 2**64 − 1.
         quantize: True rounds every value to a grey level before the next step sees it. False leaves the values of a
@@ -73,8 +73,8 @@ def generate(
         batch_size: images drawn at once; None draws all at once.
         first_image: number of the first image, to continue a series: ``generate(m, 4, first_image=4)`` are images 4 … 7
             of ``generate(m, 8)``.
-        on_row: called with (number of the batch's first image, row, values of the row as returned, (batch, C, W)) as soon
-            as a row is finished.
+        on_row: called as soon as a row is finished with (number of the batch's first image, row, values of the row as
+            returned, (batch, C, W)).
 
     Returns:
         uint8 (n, C, H, W) in 0 … levels−1 (int64 above 256 levels) on the model's device; with ``quantize=False``

@@ -86,8 +86,8 @@ def likelihood_task(
     return Task(
         modules={"model": model},
         phases=(phase,),
-        data=TensorDataset(train),  # type: ignore[arg-type]
-        validation=None if validation is None else TensorDataset(validation),  # type: ignore[arg-type]
+        data=TensorDataset(train),
+        validation=None if validation is None else TensorDataset(validation),
         evaluate=None if validation is None else evaluate,
         monitor=None if validation is None else "bits_per_dim",
         averaged=("model",),

@@ -1,8 +1,8 @@
 """The training loop, one for every model.
 
-A training step runs the task's phases; a phase makes one or more optimiser updates, each on a batch of its own. The loop
-adds what every training needs: device, mixed precision and processes (by ``accelerate``: start it with plain Python,
-``accelerate launch`` or ``torchrun``), gradient accumulation, moving average of the weights, validation, best
+A training step runs the task's phases; a phase makes one or more optimiser updates, each on a batch of its own. The
+loop adds what every training needs: device, mixed precision and processes (by ``accelerate``: start it with plain
+Python, ``accelerate launch`` or ``torchrun``), gradient accumulation, moving average of the weights, validation, best
 checkpoint, a record of metrics, and full-state saving on which Ctrl-C relies.
 
 Files of a run:
@@ -84,7 +84,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended: steps done, whether a signal stopped it, the best monitored metric, seconds spent in this call."""
+    """How a run ended: steps done, whether a signal stopped it, the best monitored metric, seconds of this call."""
 
     step: int
     interrupted: bool

@@ -107,8 +107,9 @@ def batches(
     if len(data) == 0:
         raise ValueError("data: expected at least one example, got an empty data set")
     if batch_size < 1 or batch_size % (accumulate * world):
+        parts = f"{accumulate} × {world}"
         raise ValueError(
-            f"batch_size: expected a positive multiple of accumulate × processes = {accumulate} × {world}, got {batch_size}"
+            f"batch_size: expected a positive multiple of accumulate × processes = {parts}, got {batch_size}"
         )
     # none of the loader's own randomness is used; a generator of its own keeps it from drawing on the global one, whose
     # state would otherwise differ between a resumed run and an uninterrupted one

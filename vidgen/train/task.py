@@ -1,4 +1,4 @@
-"""What is trained: modules, the phases of a step, and how the result is judged. How it is trained is the loop's business.
+"""What is trained: modules, the phases of a step, and how the result is judged. How it is trained is the loop's matter.
 
 A likelihood model has one module and one phase. A GAN has two modules and two phases:
 
@@ -35,8 +35,9 @@ class Phase:
         name: distinguishes the phase's metrics where there are several phases.
         trains: names of the modules whose weights it moves; those of all others stand still and get no gradient.
         optimizer: parameters -> optimiser.
-        loss: (modules, batch) -> (scalar, the mean over the batch; {name: scalar} to be recorded). Modules in ``trains``
-            must be used by calling them (not a method of theirs), else distributed training would not see them.
+        loss: (modules, batch) -> (scalar, the mean over the batch; {name: scalar} to be recorded). Modules in
+            ``trains`` must be used by calling them (not a method of theirs), else distributed training would not see
+            them.
         updates: optimiser steps in each training step, each on a batch of its own.
         schedule: steps done so far -> factor of the optimiser's learning rate.
         max_grad_norm: gradients are scaled down to this norm.

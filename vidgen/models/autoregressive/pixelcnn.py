@@ -11,9 +11,8 @@ figure 5 (left) and table 1:
 
 Channels carry a colour. In every layer channel k has colour k mod C ("interleaved"), and a layer's outputs of colour c
 read, at their own pixel, the inputs of colours before c (first layer, mask A) or up to c (all others, mask B, the 1×1
-ones included). Widths must therefore divide by the number of colours. Two more things follow: the last layer's channel
-v·C + c is the logit of level v of colour c, so the logits (N, levels, C, H, W) are a view of its output, and the element
-order that residual and 1×1 layers see never moves a channel to another colour.
+ones included). Widths must therefore divide by the number of colours. The last layer's channel v·C + c is the logit of
+level v of colour c, so the logits (N, levels, C, H, W) are a view of its output.
 
 As published, the 3×3 stack has a blind spot to the right above a pixel; the gated PixelCNN (2016) closes it.
 """
@@ -111,8 +110,8 @@ class PixelCNN(nn.Module):
                 (``vidgen.sampling.scale_levels``), which then decides the dtype of the computation.
 
         Returns:
-            (N, levels, C, H, W): the logits of channel c of pixel (i, j) depend on earlier pixels and on channels before c
-            of (i, j), and on nothing else, to the bit. Differentiable in x and the weights, twice.
+            (N, levels, C, H, W): the logits of channel c of pixel (i, j) depend on earlier pixels, on channels before
+            c of (i, j) and on nothing else, to the bit. Differentiable in x and the weights, twice.
 
         Raises:
             ValueError: x does not have four dimensions and C channels, or integers are out of range.
