@@ -9,6 +9,7 @@ differ between machines and between caches.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 import triton
 
-T = TypeVar("T", bound=tuple)
+T = TypeVar("T", bound=tuple[int, ...])
 
 _lock = threading.Lock()
 _chosen: dict[str, list[int]] | None = None
@@ -35,10 +36,13 @@ def cache_file() -> Path:
     return Path(os.environ.get("VIDGEN_CACHE_DIR", Path.home() / ".cache" / "vidgen")) / "tiles.json"
 
 
-def choose(key: tuple[Any, ...], default: T, candidates: Iterable[T], launch: Callable[[T], None]) -> T:
+def choose(
+    key: tuple[Any, ...], default: T, candidates: Iterable[T], launch: Callable[[T], None], rebuild: Callable[..., T]
+) -> T:
     """The fastest of `default` and `candidates` for `key` on the present GPU, measured once.
 
-    Inside a CUDA graph capture nothing can be timed; there an unknown key gets the default.
+    `rebuild` makes a tile of the numbers that stand in the cache. Inside a CUDA graph capture nothing can be timed;
+    there an unknown key gets the default.
     """
     global _chosen
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -51,7 +55,7 @@ def choose(key: tuple[Any, ...], default: T, candidates: Iterable[T], launch: Ca
                 return default
             _chosen[name] = list(_fastest(default, candidates, launch))
             _write(cache_file(), _chosen)
-        return type(default)(*_chosen[name])
+        return rebuild(_chosen[name])
 
 
 def _fastest(default: T, candidates: Iterable[T], launch: Callable[[T], None]) -> T:
@@ -59,7 +63,7 @@ def _fastest(default: T, candidates: Iterable[T], launch: Callable[[T], None]) -
     for tile in candidates:
         # a tile may need more shared memory or registers than this GPU has
         with contextlib.suppress(triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError):
-            ms = _milliseconds(lambda tile=tile: launch(tile))
+            ms = _milliseconds(functools.partial(launch, tile))
             if ms < best_ms:
                 best, best_ms = tile, ms
     return best

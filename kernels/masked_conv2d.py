@@ -241,7 +241,8 @@ def _reduce_partials(
 def _precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "ieee"
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    allowed = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if allowed == "tf32" else "ieee"
 
 
 def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -292,7 +293,7 @@ def _run_convolve(
         tile = convolve_tile(channels_in, channels_out, area, x.element_size(), precision, capability)
         if autotune.enabled():
             key = ("masked_conv2d._convolve", str(x.dtype), area, *sorted(constants.items()), y.stride(1) == 1)
-            tile = autotune.choose(key, tile, convolve_candidates(tile), launch)
+            tile = autotune.choose(key, tile, convolve_candidates(tile), launch, Tile._make)
         launch(tile)
     return y
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import json
 import os
 import re
@@ -136,8 +137,7 @@ def _not_in_manifest(op: str, backend: str, capability: tuple[int, int]) -> str 
 def _self_check(op: str, backend: str, device: torch.device) -> str | None:
     """Runs the registered check in a thread of its own, out of reach of the caller's autocast, inference mode,
     dispatch modes and gradient recording."""
-    from vidgen.ops import self_check as _  # registers the checks
-
+    importlib.import_module("vidgen.ops.self_check")  # registers the checks
     check = _checks.get((op, backend))
     if check is None:
         return "it has no self-check"
