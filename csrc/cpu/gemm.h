@@ -7,7 +7,8 @@
 // broadcast out of 32) or by 2 vectors (16 registers). A tile reads 4 lines of B and 6 scalars for 24
 // multiply-adds, 11 bytes a cycle: B may stream from L2. Rows are dealt to tiles evenly (8 = 4 + 4, not 6 + 2).
 // Every chunk of some hundred rows of B the registers are added to C: it costs 2% of the time, B is reused from
-// L2, and an fp32 sum of thousands of terms rounds like a short one. bf16 multiplies pairs along k: B then interleaves two rows.
+// L2, and an fp32 sum of thousands of terms rounds like a short one. bf16 multiplies pairs along k: B then interleaves
+// two rows.
 #pragma once
 
 #include "simd.h"
@@ -47,6 +48,33 @@ struct RowCursor {
       line += map.line_pitch;
     }
     return row;
+  }
+};
+
+// Memory that will be wanted soon: its lines are fetched to L2 a few at a time, between register tiles. A
+// product alone leaves the memory idle, and the copies before and after it would wait for memory alone.
+struct Prefetch {
+  struct Region {
+    const char* base;
+    int64_t outer, outer_pitch, inner, inner_pitch, bytes;
+  };
+  Region region[2];
+  int64_t per_step = 0;  // lines between two tiles
+  int64_t next = 0, o = 0, i = 0, at = 0;
+
+  static int64_t lines(const Region& r) { return r.outer * r.inner * ((r.bytes + 63) / 64); }
+  void step() {
+    for (int64_t n = 0; n < per_step && next < 2; ++n) {
+      const Region& r = region[next];
+      if (o < r.outer) __builtin_prefetch(r.base + o * r.outer_pitch + i * r.inner_pitch + at, 0, 2);
+      if ((at += 64) < r.bytes) continue;
+      at = 0;
+      if (++i < r.inner) continue;
+      i = 0;
+      if (++o < r.outer) continue;
+      o = 0;
+      ++next;
+    }
   }
 };
 
@@ -175,7 +203,7 @@ VIDGEN_INLINE void for_each_tile(int64_t rows, F f) {
 
 template <class S>
 void multiply(const RowMap<S>& map, int64_t rows, const Run* run, int64_t runs, const S* b, int vectors, Acc<S>* c,
-              int64_t c_pitch, int64_t chunk_depth) {
+              int64_t c_pitch, int64_t chunk_depth, Prefetch& ahead) {
   constexpr int kMaxRuns = 16;
   Run chunk[kMaxRuns];
   int64_t used = 0;  // elements of run[0] that earlier chunks have taken
@@ -197,6 +225,7 @@ void multiply(const RowMap<S>& map, int64_t rows, const Run* run, int64_t runs, 
     for_each_tile(rows, [&](int64_t first, int64_t height) {
       const S* a[kTileRows];
       for (int64_t i = 0; i < height; ++i) a[i] = cursor.next();
+      ahead.step();
       Tiles<S>::dense[(height - 1) * kTileVectors + vectors - 1](a, chunk, count, b, c + first * c_pitch, c_pitch,
                                                                  accumulate);
     });

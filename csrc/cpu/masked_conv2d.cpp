@@ -36,9 +36,8 @@ int64_t pack_tasks(const MaskedConv2d& p, Form) {
 }
 
 void pack(const MaskedConv2d& p, Form form, const void* weight, void* packed, int64_t task) {
-  by_dtype(p.dtype, [&]<class E>(E*) {
-    (form == Form::winograd ? pack_winograd<E> : pack_direct<E>)(p, weight, packed, task);
-  });
+  by_dtype(p.dtype,
+           [&]<class E>(E*) { (form == Form::winograd ? pack_winograd<E> : pack_direct<E>)(p, weight, packed, task); });
 }
 
 void forward(const MaskedConv2d& p, const MaskedConv2dPlan& plan, ImageView x, const void* packed, const void* bias,
@@ -64,8 +63,7 @@ void grad_weight_task(const MaskedConv2d& p, int64_t batch, ImageView x, ImageVi
 
 }  // namespace
 
-const MaskedConv2dTable masked_conv2d = {plan,    pack_tasks,        packed_bytes,
-                                         pack,    forward,           grad_weight_tasks,
-                                         grad_weight_scratch_bytes, grad_weight_task};
+const MaskedConv2dTable masked_conv2d = {
+    plan, pack_tasks, packed_bytes, pack, forward, grad_weight_tasks, grad_weight_scratch_bytes, grad_weight_task};
 
 }  // namespace vidgen::VIDGEN_ISA

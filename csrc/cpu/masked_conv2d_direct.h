@@ -81,12 +81,15 @@ void forward_direct(const MaskedConv2d& p, const MaskedConv2dPlan& plan, const I
   centres.base += taps.above * p.dilation * line + work.block.left * work.block.pitch;
   Panels<S> panels(p.out_channels);
   DirectLayout<S> layout(p);
+  // a shallow product is over before memory could answer
+  int64_t visits = divide_up(rows * p.width, kTileRows) * panels.count * (layout.depth / kDirectChunk);
+  Prefetch ahead = prefetch_task<E>(p, x, y, n, first_row, rows, visits);
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     int vectors = panels.vectors(panel);
     int64_t width = vectors * kLanes<S>;
     void* b = const_cast<void*>(packed);
     multiply(pixels, rows * p.width, work.run, work.runs, layout.dense(b, panel), vectors, work.sums, width,
-             kDirectChunk);
+             kDirectChunk, ahead);
     if (taps.coloured) {
       Acc<S> keys[kPanel<S>];
       colour_keys<S>(p, panels.first(panel), vectors, keys);

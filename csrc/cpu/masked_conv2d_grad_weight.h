@@ -159,8 +159,8 @@ void grad_weight(const MaskedConv2d& p, int64_t batch, ImageView x, ImageView gr
   int64_t rows = work.last_row - work.first_row;
   for (int64_t i = 0; i < rows; ++i) {
     int64_t tap = (work.first_row + i) / input.channels, channel = (work.first_row + i) % input.channels;
-    work.row[i] = work.staged_input + channel +
-                  (tap / p.kernel_width * line + tap % p.kernel_width * input.pitch) * p.dilation;
+    work.row[i] =
+        work.staged_input + channel + (tap / p.kernel_width * line + tap % p.kernel_width * input.pitch) * p.dilation;
   }
   zero(work.sums, rows * width);
   for (int64_t n = 0; n < batch && rows > 0; ++n) {

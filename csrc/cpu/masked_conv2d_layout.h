@@ -99,7 +99,9 @@ struct DirectLayout {
         centre_depth(p.colors > 1 ? p.in_channels : 0) {}
 
   int64_t bytes_per_channel() const { return depth * sizeof(S) + centre_depth * sizeof(Acc<S>); }
-  size_t bytes(const MaskedConv2d& p) const { return bytes_per_channel() * Panels<S>(p.out_channels).padded_channels(); }
+  size_t bytes(const MaskedConv2d& p) const {
+    return bytes_per_channel() * Panels<S>(p.out_channels).padded_channels();
+  }
   S* dense(void* packed, int64_t panel) const {
     return reinterpret_cast<S*>(static_cast<char*>(packed) + panel * kPanel<S> * bytes_per_channel());
   }

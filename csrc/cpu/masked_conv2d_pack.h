@@ -48,11 +48,11 @@ VIDGEN_INLINE void store_depth(S* b, int64_t width, int64_t k, int64_t column, V
 // What a packing task works on: a vector of output channels and a range of input channels.
 template <class E>
 struct PackTask {
-  int64_t panel, column;        // of the output channels
-  int64_t first, last;          // input channels
+  int64_t panel, column;  // of the output channels
+  int64_t first, last;    // input channels
   int64_t lanes_used;
   int64_t lane_stride, in_stride;  // of the weight tensor
-  const E* weight;              // at the first output channel
+  const E* weight;                 // at the first output channel
 
   PackTask(const MaskedConv2d& p, const void* tensor, int64_t task) {
     int64_t ranges = divide_up(p.in_channels, kPackChannels);

@@ -63,7 +63,8 @@ double winograd_cycles(const MaskedConv2d& p, const WinogradTask<E>& task, int64
     for (int i = 0; i < part.points; ++i) {
       double depth = double(part.depth(i, task.form.channel_pitch));
       cycles += part.vertical * multiply_cycles<S>(rows, depth / kDepthStep<S>, p.out_channels);
-      cycles += kTransform * part.vertical * vectors_of<E>(rows * depth / double(task.form.channel_pitch), p.in_channels);
+      cycles +=
+          kTransform * part.vertical * vectors_of<E>(rows * depth / double(task.form.channel_pitch), p.in_channels);
     }
     cycles += kTransform * part.vertical * part.points * vectors_of<E>(rows, p.out_channels);
   };

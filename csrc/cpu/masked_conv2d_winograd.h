@@ -30,12 +30,12 @@ struct Segment {
 
 // One transformed part of the filter.
 struct WinogradPart {
-  int outputs = 0;       // m, along the width; 0: the part is empty
+  int outputs = 0;  // m, along the width; 0: the part is empty
   int segments = 0;
   Segment segment[kMaxSegments];
-  int points = 0;        // products along the width: those of the longest segment
-  int rows = 0;          // kernel rows
-  int vertical = 1;      // products down the height; 1: none shared, a line is an output row, else a pair
+  int points = 0;    // products along the width: those of the longest segment
+  int rows = 0;      // kernel rows
+  int vertical = 1;  // products down the height; 1: none shared, a line is an output row, else a pair
 
   void add(int taps, int first) {
     segment[segments++] = {taps, first};

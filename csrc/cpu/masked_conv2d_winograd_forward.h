@@ -11,8 +11,8 @@ constexpr int64_t kWinogradChunk = 256;  // rows of B per visit of M, see gemm.h
 template <class S>
 struct PartTask {
   int64_t lines, tiles;
-  S* v;                            // [segment][coefficient][vertical][line * tile][channel]
-  int64_t segment[kMaxSegments];   // where each segment's V begins
+  S* v;                           // [segment][coefficient][vertical][line * tile][channel]
+  int64_t segment[kMaxSegments];  // where each segment's V begins
 
   int64_t rows() const { return lines * tiles; }
 
@@ -51,8 +51,8 @@ struct WinogradTask {
     block.channels = p.in_channels;
     staged = arena.take<S>(block.rows * block.columns * block.pitch);
     int64_t panel = smaller(kPanel<S>, Panels<S>(p.out_channels).padded_channels());
-    products = arena.take<Acc<S>>(panel * larger(above.rows() * form.above.points * form.above.vertical,
-                                                 current.rows() * form.current.points));
+    products = arena.take<Acc<S>>(
+        panel * larger(above.rows() * form.above.points * form.above.vertical, current.rows() * form.current.points));
     sums = arena.take<Acc<S>>(round_up(block_rows, 2) * out_columns * panel);
   }
 };
@@ -83,7 +83,7 @@ void transform_part(const WinogradPart& part, const PartTask<S>& task, const Sta
 // M = V U for every product of a part.
 template <class S>
 void multiply_part(const WinogradPart& part, const PartTask<S>& task, int64_t pitch, int64_t channel_pitch, const S* u,
-                   int vectors, Acc<S>* products) {
+                   int vectors, Acc<S>* products, Prefetch& ahead) {
   int64_t width = vectors * kLanes<S>;
   RowMap<S> rows{task.v, task.rows(), 0, pitch};
   for (int point = 0; point < part.points; ++point) {
@@ -95,7 +95,7 @@ void multiply_part(const WinogradPart& part, const PartTask<S>& task, int64_t pi
         int i = part.index(s, point);
         if (i >= 0) run[runs++] = {task.segment[s] + (i * part.vertical + v) * task.rows() * pitch, channel_pitch};
       }
-      multiply(rows, task.rows(), run, runs, u, vectors, products, width, kWinogradChunk);
+      multiply(rows, task.rows(), run, runs, u, vectors, products, width, kWinogradChunk, ahead);
       u += depth * width;
       products += task.rows() * width;
     }
@@ -193,8 +193,8 @@ void forward_winograd(const MaskedConv2d& p, const MaskedConv2dPlan& plan, const
   Arena arena{static_cast<char*>(scratch)};
   WinogradTask<E> work(p, rows, arena);
   const WinogradForm<S>& form = work.form;
-  const StagedBlock block{first_row - taps.above, taps.above + rows,       work.block.left, work.block.columns,
-                          0,                      work.block.channels, work.block.pitch};
+  const StagedBlock block{first_row - taps.above, taps.above + rows, work.block.left, work.block.columns, 0,
+                          work.block.channels,    work.block.pitch};
   int64_t line = block.columns * block.pitch;
   stage_block<E>(x, n, p.width, block, work.staged);
   const S* row = work.staged + taps.above * line;
@@ -202,17 +202,20 @@ void forward_winograd(const MaskedConv2d& p, const MaskedConv2dPlan& plan, const
   transform_part(form.current, work.current, block, row);
 
   Panels<S> panels(p.out_channels);
+  int64_t visits = panels.count * (form.above.points * form.above.vertical * divide_up(work.above.rows(), kTileRows) +
+                                   form.current.points * divide_up(work.current.rows(), kTileRows));
+  Prefetch ahead = prefetch_task<E>(p, x, y, n, first_row, rows, visits);
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     int vectors = panels.vectors(panel);
     int64_t width = vectors * kLanes<S>, out_line = work.out_columns * width;
     const S* u = form.panel(p, const_cast<void*>(packed), panel);
     if (form.above.outputs > 0) {
-      multiply_part(form.above, work.above, block.pitch, form.channel_pitch, u, vectors, work.products);
+      multiply_part(form.above, work.above, block.pitch, form.channel_pitch, u, vectors, work.products, ahead);
       back_transform<Acc<S>>(form.above)(work.products, work.above.lines, work.above.tiles, vectors, rows, false,
                                          work.sums, out_line);
     }
     u += form.above.total_depth(form.channel_pitch) * width;
-    multiply_part(form.current, work.current, block.pitch, form.channel_pitch, u, vectors, work.products);
+    multiply_part(form.current, work.current, block.pitch, form.channel_pitch, u, vectors, work.products, ahead);
     back_transform<Acc<S>>(form.current)(work.products, work.current.lines, work.current.tiles, vectors, rows,
                                          form.above.outputs > 0, work.sums, out_line);
     if (taps.coloured) {

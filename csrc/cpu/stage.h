@@ -6,6 +6,7 @@
 // fp32 on the way where the processor cannot multiply it.
 #pragma once
 
+#include "gemm.h"
 #include "masked_conv2d.h"
 #include "simd.h"
 
@@ -77,8 +78,8 @@ void stage_row(const E* in, int64_t channel_stride, int64_t column_stride, int64
 
 // The zero-padded block of input that a block of output rows reads.
 struct StagedBlock {
-  int64_t first_row, rows;              // rows of the image; those above it are zeros
-  int64_t left, columns;                // zero columns on the left; columns in all
+  int64_t first_row, rows;                 // rows of the image; those above it are zeros
+  int64_t left, columns;                   // zero columns on the left; columns in all
   int64_t first_channel, channels, pitch;  // channels read, and their distance between pixels
 };
 
@@ -93,10 +94,37 @@ void stage_block(const ImageView& x, int64_t n, int64_t width, const StagedBlock
     }
     S* pixels = out + block.left * block.pitch;
     zero(out, block.left * block.pitch);
-    stage_row(pixel_at<E>(x, n, row) + block.first_channel * x.channel_stride, x.channel_stride, x.column_stride,
-              width, block.channels, pixels, block.pitch);
+    stage_row(pixel_at<E>(x, n, row) + block.first_channel * x.channel_stride, x.channel_stride, x.column_stride, width,
+              block.channels, pixels, block.pitch);
     zero(pixels + width * block.pitch, (block.columns - block.left - width) * block.pitch);
   }
+}
+
+// The memory of some rows of an image, to be prefetched.
+template <class E>
+Prefetch::Region region_of(const ImageView& image, int64_t n, int64_t row, int64_t rows, int64_t width,
+                           int64_t channels) {
+  constexpr int64_t size = sizeof(E);
+  const E* base = pixel_at<E>(image, n, row);
+  int64_t column = image.column_stride, channel = image.channel_stride;
+  if (column < 0) base += (width - 1) * column;
+  column = column < 0 ? -column : column;
+  const char* bytes = reinterpret_cast<const char*>(base);
+  if (channel < column) return {bytes, rows, image.row_stride * size, 1, 0, width * column * size};
+  return {bytes, channels, channel * size, rows, image.row_stride * size, width * column * size};
+}
+
+// What a task that computes rows [row, row + rows) will want: the memory of its output, then the input rows of the
+// task after it; `visits` register tiles are to come.
+template <class E>
+Prefetch prefetch_task(const MaskedConv2d& p, const ImageView& x, const ImageView& y, int64_t n, int64_t row,
+                       int64_t rows, int64_t visits) {
+  int64_t following = p.height - row - rows < rows ? p.height - row - rows : rows;
+  Prefetch ahead{{region_of<E>(y, n, row, rows, p.width, p.out_channels),
+                  region_of<E>(x, n, row + rows, following, p.width, p.in_channels)}};
+  int64_t lines = Prefetch::lines(ahead.region[0]) + Prefetch::lines(ahead.region[1]);
+  ahead.per_step = visits > 0 ? 2 * lines / visits + 1 : 0;
+  return ahead;
 }
 
 // values[rows][line / pitch][pitch] + bias to rows of `width` pixels, channels [first_channel, first_channel +
