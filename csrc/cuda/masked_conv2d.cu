@@ -10,6 +10,7 @@
 //
 // Per tap a thread reads 8 weights (two 16-byte loads, one wavefront each: lanes of an octet share them) for 32
 // multiply-adds. For 7 columns and dilation 1 the pixels come from a window of 12 floats, read once per row of taps.
+// Where dilation makes the halo too large for shared memory, pixels are read from the image itself.
 //
 // Only kept taps are visited; at the centre, a product is added where the pair of colours is kept, so 0 * NaN never
 // happens. The sum runs over input channel, row, column, then the centre: an order that depends on nothing.
@@ -32,6 +33,10 @@ constexpr int kPixelWarps = 2;     // of a block
 constexpr int kTilePixels = kPixelWarps * kWarpPixels;
 constexpr int kMaxThreads = 32 * kPixelWarps * 2;
 constexpr int kBlocksPerMultiprocessor = 8;
+
+// How a thread gets its pixels: by windows of 12 floats, or one by one from the tile, or from the image itself.
+enum class Reach { window, tile, image };
+constexpr int kMaxTileDilation = 4;  // 4 channels, 7 x 7 taps: 12.8 KB of halo and image beside 25.6 KB of weights
 
 struct Launch {
   MaskedConv2dForward problem;
@@ -134,6 +139,32 @@ __device__ inline void row_of_any(float (&sums)[kOctet][kRun], const float* weig
   }
 }
 
+// The same from the image: `row` of `x`, one input channel, may lie outside, and so may the columns.
+template <typename T>
+__device__ inline void row_of_image(float (&sums)[kOctet][kRun], const float* weights, int channel_tile,
+                                    const MaskedConv2dForward& p, const T* x, int64_t row, int64_t column, int taps) {
+  for (int tap = 0; tap < taps; ++tap) {
+    float pixels[kRun];
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) {
+      const int64_t c = column + j + (tap - p.kernel_width / 2) * static_cast<int64_t>(p.dilation);
+      const bool inside = row >= 0 && row < p.height && c >= 0 && c < p.width;
+      pixels[j] = inside ? to_float(x[row * p.x_strides.row + c * p.x_strides.column]) : 0.0f;
+    }
+    multiply_add(sums, weights + tap * channel_tile, pixels);
+  }
+}
+
+// At the centre only the pairs of colours in `seen` are added; bit c is the thread's channel c.
+__device__ inline void add_centre(float (&sums)[kOctet][kRun], const float* weights, const float (&pixels)[kRun],
+                                  unsigned seen) {
+#pragma unroll
+  for (int c = 0; c < kOctet; ++c)
+#pragma unroll
+    for (int j = 0; j < kRun; ++j)
+      if (seen >> c & 1) sums[c][j] = fmaf(weights[c], pixels[j], sums[c][j]);
+}
+
 template <typename T>
 __device__ void store_sums(const MaskedConv2dForward& p, const float (&sums)[kOctet][kRun], int64_t image, int row,
                            int column, int channel) {
@@ -164,7 +195,7 @@ __device__ void store_sums(const MaskedConv2dForward& p, const float (&sums)[kOc
   }
 }
 
-template <typename T, bool kSeven>
+template <typename T, Reach kReach>
 __global__ void __launch_bounds__(kMaxThreads) masked_conv2d_kernel(const Launch launch) {
   extern __shared__ __align__(16) float shared[];
   const MaskedConv2dForward& p = launch.problem;
@@ -180,6 +211,7 @@ __global__ void __launch_bounds__(kMaxThreads) masked_conv2d_kernel(const Launch
   const int first_channel = blockIdx.y * launch.channel_tile, channel = first_channel + octet;
 
   load_weights<T>(launch, first_channel, weights);
+  if constexpr (kReach == Reach::image) __syncthreads();
   float bias[kOctet];
   unsigned seen = 0;  // bit 8 * in + c: the centre tap joins input channel `in` to the thread's channel c
 #pragma unroll
@@ -194,9 +226,12 @@ __global__ void __launch_bounds__(kMaxThreads) masked_conv2d_kernel(const Launch
     const int64_t image = t / launch.tiles_across / launch.tiles_down;
     const int top = static_cast<int>(t / launch.tiles_across % launch.tiles_down) * launch.tile_height;
     const int left = static_cast<int>(t % launch.tiles_across) * launch.tile_width;
-    __syncthreads();  // the previous tile has been read
-    load_image<T>(launch, image, top, left, tile);
-    __syncthreads();
+    const int y_row = top + tile_row, y_column = left + tile_column;
+    if constexpr (kReach != Reach::image) {
+      __syncthreads();  // the previous tile has been read
+      load_image<T>(launch, image, top, left, tile);
+      __syncthreads();
+    }
 
     float sums[kOctet][kRun];
 #pragma unroll
@@ -207,28 +242,38 @@ __global__ void __launch_bounds__(kMaxThreads) masked_conv2d_kernel(const Launch
     for (int in = 0; in < p.in_channels; ++in) {
       const float* weight = weights + in * (centre + 1) * launch.channel_tile + octet;
       const float* row = tile + in * plane + tile_row * launch.pitch + tile_column;
+      const T* x = static_cast<const T*>(p.x) + image * p.x_strides.outer + in * p.x_strides.channel;
       for (int r = 0; r < rows_above; ++r) {
-        if constexpr (kSeven)
+        if constexpr (kReach == Reach::window)
           row_of_seven<7>(sums, weight, launch.channel_tile, row);
-        else
+        else if constexpr (kReach == Reach::tile)
           row_of_any(sums, weight, launch.channel_tile, row, p.kernel_width, p.dilation);
+        else
+          row_of_image<T>(sums, weight, launch.channel_tile, p, x,
+                          y_row - (rows_above - r) * static_cast<int64_t>(p.dilation), y_column, p.kernel_width);
         weight += p.kernel_width * launch.channel_tile;
         row += p.dilation * launch.pitch;
       }
-      if constexpr (kSeven)
+      float pixels[kRun];  // the run itself
+      if constexpr (kReach == Reach::window)
         row_of_seven<3>(sums, weight, launch.channel_tile, row);
-      else
+      else if constexpr (kReach == Reach::tile)
         row_of_any(sums, weight, launch.channel_tile, row, p.kernel_width / 2, p.dilation);
+      else
+        row_of_image<T>(sums, weight, launch.channel_tile, p, x, y_row, y_column, p.kernel_width / 2);
       weight += p.kernel_width / 2 * launch.channel_tile;
-      row += launch.halo_aside;
 #pragma unroll
-      for (int c = 0; c < kOctet; ++c)
-#pragma unroll
-        for (int j = 0; j < kRun; ++j)
-          if (seen >> (8 * in + c) & 1) sums[c][j] = fmaf(weight[c], row[j], sums[c][j]);
+      for (int j = 0; j < kRun; ++j) {
+        if constexpr (kReach == Reach::image)
+          pixels[j] = y_row < p.height && y_column + j < p.width
+                          ? to_float(x[y_row * p.x_strides.row + (y_column + j) * p.x_strides.column])
+                          : 0.0f;
+        else
+          pixels[j] = row[launch.halo_aside + j];
+      }
+      add_centre(sums, weight, pixels, seen >> (8 * in));
     }
 
-    const int y_row = top + tile_row, y_column = left + tile_column;
     if (y_row < p.height && y_column < p.width && channel < p.out_channels)
       store_sums<T>(p, sums, image, y_row, y_column, channel);
   }
@@ -236,7 +281,7 @@ __global__ void __launch_bounds__(kMaxThreads) masked_conv2d_kernel(const Launch
 
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-Launch plan(const MaskedConv2dForward& p, bool seven) {
+Launch plan(const MaskedConv2dForward& p, Reach reach) {
   Launch launch{p};
   launch.channel_tile = p.out_channels > kWarpChannels ? 2 * kWarpChannels : kWarpChannels;
   int64_t least = INT64_MAX;
@@ -248,11 +293,13 @@ Launch plan(const MaskedConv2dForward& p, bool seven) {
     launch.tile_width = width;
     launch.tile_height = height;
   }
-  launch.halo_above = p.kernel_height / 2 * p.dilation;
-  launch.halo_aside = seven ? 4 : p.kernel_width / 2 * p.dilation;
-  launch.pitch = round_up(launch.tile_width + 2 * launch.halo_aside, 4);
-  // the runs of a warp that lie in different rows read different banks
-  while (launch.tile_width < 32 && launch.pitch % (2 * launch.tile_width) != launch.tile_width) launch.pitch += 4;
+  if (reach != Reach::image) {
+    launch.halo_above = p.kernel_height / 2 * p.dilation;
+    launch.halo_aside = reach == Reach::window ? 4 : p.kernel_width / 2 * p.dilation;
+    launch.pitch = round_up(launch.tile_width + 2 * launch.halo_aside, 4);
+    // the runs of a warp that lie in different rows read different banks
+    while (launch.tile_width < 32 && launch.pitch % (2 * launch.tile_width) != launch.tile_width) launch.pitch += 4;
+  }
   launch.tiles_down = round_up(p.height, launch.tile_height) / launch.tile_height;
   launch.tiles_across = round_up(p.width, launch.tile_width) / launch.tile_width;
   launch.tiles = p.batch * launch.tiles_down * launch.tiles_across;
@@ -260,16 +307,24 @@ Launch plan(const MaskedConv2dForward& p, bool seven) {
 }
 
 template <typename T>
-const void* kernel_for(bool seven) {
-  return seven ? reinterpret_cast<const void*>(&masked_conv2d_kernel<T, true>)
-               : reinterpret_cast<const void*>(&masked_conv2d_kernel<T, false>);
+const void* kernel_for(Reach reach) {
+  switch (reach) {
+    case Reach::window:
+      return reinterpret_cast<const void*>(&masked_conv2d_kernel<T, Reach::window>);
+    case Reach::tile:
+      return reinterpret_cast<const void*>(&masked_conv2d_kernel<T, Reach::tile>);
+    default:
+      return reinterpret_cast<const void*>(&masked_conv2d_kernel<T, Reach::image>);
+  }
 }
 
 }  // namespace
 
 cudaError_t masked_conv2d_forward(const MaskedConv2dForward& p, cudaStream_t stream) {
-  const bool seven = p.kernel_width == 7 && p.dilation == 1;
-  Launch launch = plan(p, seven);
+  const Reach reach = p.dilation > kMaxTileDilation            ? Reach::image
+                      : p.kernel_width == 7 && p.dilation == 1 ? Reach::window
+                                                               : Reach::tile;
+  Launch launch = plan(p, reach);
   if (launch.tiles == 0 || p.out_channels == 0) return cudaSuccess;
   int device = 0, multiprocessors = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
@@ -281,11 +336,11 @@ cudaError_t masked_conv2d_forward(const MaskedConv2dForward& p, cudaStream_t str
   const dim3 grid(static_cast<unsigned>(std::min(launch.tiles, most_blocks)), channel_tiles);
   const dim3 block(32 * kPixelWarps * launch.channel_tile / kWarpChannels);
   const int taps = p.kernel_height * p.kernel_width / 2 + 1;
-  const size_t floats = static_cast<size_t>(p.in_channels) *
-                        (taps * launch.channel_tile + (launch.tile_height + launch.halo_above) * launch.pitch);
-  const void* kernel = p.dtype == Dtype::f32   ? kernel_for<float>(seven)
-                       : p.dtype == Dtype::f16 ? kernel_for<__half>(seven)
-                                               : kernel_for<__nv_bfloat16>(seven);
+  const int tile_rows = reach == Reach::image ? 0 : launch.tile_height + launch.halo_above;
+  const size_t floats = static_cast<size_t>(p.in_channels) * (taps * launch.channel_tile + tile_rows * launch.pitch);
+  const void* kernel = p.dtype == Dtype::f32   ? kernel_for<float>(reach)
+                       : p.dtype == Dtype::f16 ? kernel_for<__half>(reach)
+                                               : kernel_for<__nv_bfloat16>(reach);
   void* arguments[] = {&launch};
   return cudaLaunchKernel(kernel, grid, block, arguments, floats * sizeof(float), stream);
 }

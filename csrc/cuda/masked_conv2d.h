@@ -15,7 +15,6 @@ enum class Dtype : int { f32, f16, bf16 };
 // What the kernel's shared memory and registers are laid out for; everything else may be of any size.
 inline constexpr int kMaxInChannels = 4;
 inline constexpr int kMaxKernel = 7;
-inline constexpr int kMaxDilation = 4;
 
 // An image batch or a weight by its strides: (N, C, H, W) or (Cout, Cin, kh, kw).
 struct Strides {

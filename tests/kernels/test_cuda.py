@@ -88,6 +88,7 @@ PROBLEMS = [
     Problem(4, 72, (5, 7), "B", 2, size=(3, 18), channels_last=True),
     Problem(4, 8, (3, 5), "A", 4, "blocked", dilation=4, size=(11, 7)),
     Problem(2, 30, (7, 7), "B", dilation=2, size=(10, 16), bias=False),
+    Problem(3, 9, (7, 5), "B", 3, dilation=5, size=(17, 21), channels_last=True),
     Problem(1, 1, (1, 1), "A", size=(1, 1)),
     Problem(2, 5, (1, 7), "B", 1, size=(1, 40), batch=1),
 ]
@@ -104,14 +105,14 @@ def test_emulated_kernel_agrees_with_float64(problem, emulation):
         assert relative_error(got, wanted) < BOUND[dtype]
 
 
-@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[3], PROBLEMS[7]], ids=str)
+@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[3], PROBLEMS[6], PROBLEMS[-1]], ids=str)
 def test_emulated_kernel_has_no_race(problem, emulation):
     x, weight, bias, grad = problem.tensors()
     got = emulation(problem, x, weight, bias, sanitizer="thread")
     assert relative_error(got, problem.answer(x, weight, bias, grad)[0]) < BOUND[problem.dtype]
 
 
-@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[2], PROBLEMS[4]], ids=str)
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[2], PROBLEMS[4], PROBLEMS[6]], ids=str)
 def test_emulated_kernel_lets_nothing_later_reach_an_earlier_output(problem, emulation):
     x, weight, bias, _ = problem.tensors()
     before = emulation(problem, x, weight, bias).flatten(2)
