@@ -65,8 +65,10 @@ struct WinogradForm {
   WinogradPart above, current;
   int64_t channel_pitch;  // rows of U per input channel block: even for bf16
 
+  // bf16 with very few channels: the rounding of transformed weights does not average out over the few products.
   static bool supports(const MaskedConv2d& p) {
-    return p.dilation == 1 && p.kernel_height <= 7 && p.kernel_width <= 7 && p.kernel_width >= 3 && sizeof(S) <= 4;
+    bool enough = sizeof(S) == 4 || (sizeof(S) == 2 && p.in_channels >= 16 && p.out_channels >= 8);
+    return enough && p.dilation == 1 && p.kernel_height <= 7 && p.kernel_width <= 7 && p.kernel_width >= 3;
   }
 
   explicit WinogradForm(const MaskedConv2d& p) : channel_pitch(round_up(p.in_channels, kDepthStep<S>)) {
