@@ -34,8 +34,7 @@ lint:  ## ruff, mypy and clang-format, changing nothing
 	$(RUN) -c 'import clang_format; clang_format.clang_format()' --dry-run -Werror $(CPP)
 
 gpu:  ## with PYTHON as it is (no .venv, no downloads): build, test and measure on its GPU
-	$(PYTHON) build_support/preflight.py gpu
-	$(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
 wheel:  ## a wheel in dist/
 	@$(SETUP) ''

@@ -1,8 +1,8 @@
 """What a build of vidgen needs from the machine, each need with one sentence that says what to type.
 
-setup.py runs BUILD before CMake, build_support/environment.py runs VENV before it makes `.venv`, and `make gpu`
-runs `python3 build_support/preflight.py gpu`. Only the standard library is used, and only syntax that Python 3.7
-reads, so that an interpreter that is too old reports its age and not a syntax error.
+setup.py runs BUILD before CMake, build_support/environment.py runs VENV before it makes `.venv`. Only the standard
+library is used, and only syntax that Python 3.7 reads, so that an interpreter that is too old reports its age and not a
+syntax error.
 
 A check is a function without arguments that returns None where all is well, else the sentence.
 """
@@ -138,21 +138,8 @@ def cuda_note():
     return f"nvcc found at {nvcc}: building the CUDA kernels too."
 
 
-def gpu():
-    message = torch()
-    if message is not None:
-        return message
-    if importlib.import_module("torch").cuda.is_available():
-        return None
-    return (
-        f"the torch of {sys.executable} sees no CUDA GPU: type `nvidia-smi` to see whether the machine does, "
-        "and name an interpreter whose torch is a CUDA build, as in `make gpu PYTHON=python3.12`."
-    )
-
-
 VENV = (python_version, venv_module)
 BUILD = (python_version, torch, compiler, python_headers, build_tools)
-GPU = (*BUILD, gpu)
 
 
 def check(checks=BUILD):
@@ -164,4 +151,4 @@ def check(checks=BUILD):
 
 
 if __name__ == "__main__":
-    check({"venv": VENV, "build": BUILD, "gpu": GPU}[sys.argv[1]])
+    check({"venv": VENV, "build": BUILD}[sys.argv[1]])
