@@ -228,25 +228,37 @@ def _work(problem: Problem, dtype: str, *, passes: int, every_tap: bool) -> dict
     return {"flops": 2.0 * pixels * pairs * passes, "bytes_moved": float(size * tensors * passes)}
 
 
-def _winograd_share(kernel: tuple[int, int], mask: str) -> float:
-    """Products of the Winograd form over kept taps: F(4, 3), F(4, 5), F(2, 7) over the rows above, then the direct
-    taps of the current row."""
-    kh, kw = kernel
-    outputs = {3: 4, 5: 4, 7: 2}[kw]
-    above, beside = kh // 2, kw // 2 + (mask == "B")
-    return (above * (outputs + kw - 1) / outputs + beside) / (above * kw + beside)
+def _winograd_products(problem: Problem, dtype: str) -> float:
+    """Products per output and channel pair of the CPU kernel's Winograd form (csrc/cpu/masked_conv2d_winograd.h).
+
+    F(m, t) takes (m + t - 1) / m products for a piece of t taps. Rows above: m = 4, or 2 in bf16, whose pieces have at
+    most 3 taps; two and three rows share an outer F(2, .) down the height. The current row: m = 2. The centre of a
+    coloured convolution is computed directly. Transforms are additions on far fewer values and are not counted.
+    """
+    kh, kw = problem.kernel
+    half = dtype == "bfloat16"
+    pieces = {3: (3,), 5: (3, 2) if half else (5,), 7: (3, 2, 2) if half else (4, 3)}[kw]
+    m = 2 if half else 4
+    rows = kh // 2
+    above = sum((m + taps - 1) / m for taps in pieces) * (rows if rows < 2 else (rows + 1) / 2)
+    centre = problem.mask == "B" and problem.colors == 1
+    in_row = kw // 2 + centre
+    current = sum((taps + 1) / 2 for taps in ((2, 2) if half and in_row == 4 else (in_row,)))
+    coloured = problem.keep()[:, :, kh // 2, kw // 2].float().mean().item() if problem.colors > 1 else 0.0
+    return above + current + coloured
 
 
 def _own_work(problem: Problem, dtype: str) -> dict[str, float]:
     """The forward's work in the form that the op's plan names; the kept taps where it names none."""
     work = _work(problem, dtype, passes=1, every_tap=False)
-    if "winograd" in _plan(problem, getattr(torch, dtype)) and problem.kernel[1] in (3, 5, 7):
-        work["flops"] *= _winograd_share(problem.kernel, problem.mask)
+    if _plan(problem, getattr(torch, dtype)).startswith("Winograd"):
+        outputs = problem.n * problem.height * problem.width * problem.cout
+        work["flops"] = 2.0 * outputs * problem.cin * _winograd_products(problem, dtype)
     return work
 
 
 def _plan(problem: Problem, dtype: torch.dtype) -> str:
-    # the plan does not depend on the batch, so one image will do
+    # the plan does not depend on the batch, so one image will do; "Winograd, ..." or "direct, ..."
     x = torch.empty(1, problem.cin, problem.height, problem.width, dtype=dtype)
     weight = torch.empty(problem.cout, problem.cin, *problem.kernel, dtype=dtype)
     try:

@@ -48,10 +48,25 @@ def test_the_benchmarks_own_mask_is_the_ops() -> None:
         assert torch.equal(problem.keep(), keep_mask(size, problem.mask, problem.colors, "interleaved"))
 
 
-def test_winograd_products_are_those_of_the_design() -> None:
-    # per 4 outputs and mask B: 14, 28 and 64 products instead of 20, 52 and 100 kept taps
-    for k, products, kept in ((3, 14, 20), (5, 28, 52), (7, 64, 100)):
-        assert bench._winograd_share((k, k), "B") == pytest.approx(products / kept)
+def test_winograd_products_are_those_of_the_kernels_comment() -> None:
+    for k, products in ((3, 1.5 + 1.5), (5, 3 + 2), (7, 6.5 + 2.5)):
+        assert bench._winograd_products(bench.Problem(1, 8, 8, 8, 8, (k, k), "B"), "float32") == products
+    # bf16: F(2, 3) above, F(2, 2) beside
+    assert bench._winograd_products(bench.Problem(1, 8, 8, 8, 8, (3, 3), "B"), "bfloat16") == 2 + 1.5
+    # three colours, type A: a third of the pairs at the centre, directly
+    coloured = bench.Problem(1, 6, 8, 8, 6, (3, 3), "A", 3)
+    assert bench._winograd_products(coloured, "float32") == pytest.approx(1.5 + 1 + 1 / 3)
+
+
+def test_the_ops_plan_is_understood() -> None:
+    for case in bench.cases(device="cpu", full=True):
+        size = case.shape
+        problem = bench.Problem(
+            size["n"], size["cin"], size["height"], size["width"], size["cout"], tuple(size["kernel"]), size["mask"],
+            size["colors"],
+        )  # fmt: skip
+        for dtype in (torch.float32, torch.bfloat16):
+            assert bench._plan(problem, dtype).startswith(("Winograd, ", "direct, "))
 
 
 def test_work_counts_taps_and_bytes() -> None:
