@@ -17,9 +17,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = {"cpu": (), "cuda": (pytest.mark.gpu,)}
     if "impl" in metafunc.fixturenames and "device" in metafunc.fixturenames:
         pairs = [(device, impl) for device in devices for impl in BACKENDS[device]]
-        metafunc.parametrize(
-            ("device", "impl"), [pytest.param(d, i, marks=marks[d], id=f"{d}-{i}") for d, i in pairs]
-        )
+        metafunc.parametrize(("device", "impl"), [pytest.param(d, i, marks=marks[d], id=f"{d}-{i}") for d, i in pairs])
     elif "device" in metafunc.fixturenames:
         metafunc.parametrize("device", [pytest.param(d, marks=marks[d]) for d in devices])
 

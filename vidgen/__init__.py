@@ -10,7 +10,7 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import vidgen._extension as _extension
+import vidgen._extension  # noqa: F401  (registers the ops, which everything below defines kernels for)
 from vidgen import nn, ops
 from vidgen.explain import explain
 from vidgen.nn import prepack

@@ -1,6 +1,7 @@
 """Loads the native libraries: `_C` (schemas and CPU kernels, required) and `_C_cuda` (CUDA kernels, optional)."""
 
 import ctypes
+import importlib
 from pathlib import Path
 
 import torch
@@ -31,9 +32,7 @@ def _load_cuda() -> str | None:
         return "not built: there was no nvcc when vidgen was compiled"
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built without CUDA"
-    from vidgen import _host
-
-    built_with = _host.build_flags()["cuda"].split(".")[0]
+    built_with = importlib.import_module("vidgen._host").build_flags()["cuda"].split(".")[0]
     running = torch.version.cuda.split(".")[0]
     if built_with != running:
         return f"built with CUDA {built_with}, but torch runs CUDA {running}"

@@ -12,6 +12,7 @@ import torch
 import vidgen
 from vidgen import _host
 from vidgen.ops.backends import TABLE
+from vidgen.ops.gate import gate
 
 _PACKAGES = ("numpy", "triton", "accelerate", "safetensors")
 
@@ -40,8 +41,6 @@ def _versions() -> dict[str, str]:
 
 def _backends() -> dict[str, dict[str, str]]:
     """op -> backend -> "ready", or why this machine cannot run it whatever the arguments."""
-    from vidgen.ops.gate import gate
-
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     table: dict[str, dict[str, str]] = {}
     for op, rows in TABLE.items():

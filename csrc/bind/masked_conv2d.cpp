@@ -82,9 +82,7 @@ bool direct_only(const std::string& algorithm) {
   return algorithm == "direct";
 }
 
-ImageView view(const Tensor& t) {
-  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
+ImageView view(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
 // The same image read from its last pixel backwards.
 ImageView mirrored(const Tensor& t) {
@@ -99,9 +97,8 @@ ImageView mirrored(const Tensor& t) {
 const MaskedConv2dTable& kernels() { return VIDGEN_TABLE(masked_conv2d); }
 
 void pack_into(const MaskedConv2d& p, Form form, const Tensor& weight, void* packed) {
-  parallel_tasks(kernels().pack_tasks(p, form), 0, [&](int64_t task, void*) {
-    kernels().pack(p, form, weight.const_data_ptr(), packed, task);
-  });
+  parallel_tasks(kernels().pack_tasks(p, form), 0,
+                 [&](int64_t task, void*) { kernels().pack(p, form, weight.const_data_ptr(), packed, task); });
 }
 
 // A prepacked weight holds every form that may be chosen, direct first.
@@ -109,8 +106,8 @@ size_t packed_bytes(const MaskedConv2d& p, bool only_direct) {
   return kernels().packed_bytes(p, Form::direct) + (only_direct ? 0 : kernels().packed_bytes(p, Form::winograd));
 }
 
-void convolve(const MaskedConv2d& p, int64_t batch, ImageView x, const Tensor& weight, const std::optional<Tensor>& packed,
-              const void* bias, ImageView y, bool only_direct) {
+void convolve(const MaskedConv2d& p, int64_t batch, ImageView x, const Tensor& weight,
+              const std::optional<Tensor>& packed, const void* bias, ImageView y, bool only_direct) {
   const MaskedConv2dPlan plan = kernels().plan(p, only_direct);
   Tensor fresh;
   const char* weights = nullptr;
@@ -127,9 +124,8 @@ void convolve(const MaskedConv2d& p, int64_t batch, ImageView x, const Tensor& w
     pack_into(p, plan.form, torch::stable::contiguous(weight), fresh.data_ptr());
     weights = static_cast<const char*>(fresh.const_data_ptr());
   }
-  parallel_tasks(batch * plan.tasks_per_image, plan.scratch_bytes, [&](int64_t task, void* memory) {
-    kernels().forward(p, plan, x, weights, bias, y, task, memory);
-  });
+  parallel_tasks(batch * plan.tasks_per_image, plan.scratch_bytes,
+                 [&](int64_t task, void* memory) { kernels().forward(p, plan, x, weights, bias, y, task, memory); });
 }
 
 // Which backend a call asked for: `impl`, else VIDGEN_IMPL, else the kernel if it knows the dtype. Returns the
@@ -140,8 +136,8 @@ std::optional<std::string> handed_over(const char* op, const std::optional<std::
   if (choice == "reference") return "";
   const std::string why_not = cpu_supports(dtype);
   if (choice.empty()) return why_not.empty() ? std::nullopt : std::optional(why_not);
-  check(choice == "cpu", op, ": impl='", choice, "' cannot run here: the tensors are on the CPU; impl must be 'cpu' or ",
-        "'reference'");
+  check(choice == "cpu", op, ": impl='", choice,
+        "' cannot run here: the tensors are on the CPU; impl must be 'cpu' or ", "'reference'");
   check(why_not.empty(), op, ": impl='cpu' cannot run here: ", why_not);
   return std::nullopt;
 }
@@ -182,8 +178,8 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, std::string 
 Tensor grad_input(Tensor grad_output, Tensor weight, std::string mask, int64_t colors, std::string color_layout,
                   int64_t dilation, std::string algorithm, std::optional<std::string> impl) {
   if (auto why = handed_over("masked_conv2d_grad_input", impl, grad_output.scalar_type()))
-    return call_reference("vidgen::masked_conv2d_grad_input_reference", grad_output, weight, mask, colors,
-                          color_layout, dilation, *why);
+    return call_reference("vidgen::masked_conv2d_grad_input_reference", grad_output, weight, mask, colors, color_layout,
+                          dilation, *why);
   check(weight.dim() == 4, "weight must be 4-d (out, in, height, width), got shape ", sizes_of(weight));
   check_image("grad_output", grad_output, weight.size(0), "weight's out-channels");
   check_same("weight", weight, "grad_output", grad_output);
@@ -226,7 +222,8 @@ Tensor grad_weight(Tensor grad_output, Tensor x, std::vector<int64_t> kernel_siz
 
 int64_t packed_size(std::vector<int64_t> weight_size, ScalarType dtype, std::string mask, int64_t colors,
                     std::string color_layout, int64_t dilation, std::string algorithm) {
-  check(weight_size.size() == 4, "weight must be 4-d (out, in, height, width), got ", weight_size.size(), " dimensions");
+  check(weight_size.size() == 4, "weight must be 4-d (out, in, height, width), got ", weight_size.size(),
+        " dimensions");
   check(supported(dtype), "weight cannot be packed: ", cpu_supports(dtype));
   const int64_t sizes[] = {weight_size[0], weight_size[1], weight_size[2], weight_size[3]};
   const MaskedConv2d p = problem(sizes, 0, 0, dtype, {mask, colors, color_layout, dilation}, false);

@@ -50,9 +50,9 @@ inline bool is_channels_last(const Tensor& t) {
 
 inline Tensor empty_image(int64_t n, int64_t c, int64_t h, int64_t w, const Tensor& like, bool channels_last) {
   const int64_t size[] = {n, c, h, w};
-  return torch::stable::empty({size, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                            : torch::headeronly::MemoryFormat::Contiguous);
+  return torch::stable::empty(
+      {size, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
 inline Tensor empty_bytes(size_t bytes) {

@@ -121,5 +121,5 @@ def test_constructor_messages(change, message):
 
 
 def test_prepack_wants_a_module():
-    with pytest.raises(TypeError, match="module must be a torch.nn.Module, got int"):
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got int"):
         vidgen.prepack(3)

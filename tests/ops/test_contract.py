@@ -182,7 +182,9 @@ def test_autocast_computes_in_its_dtype(op_name, device, dtype):
     assert double.dtype == torch.float64, "autocast leaves double alone"
 
 
-@pytest.mark.parametrize(("op_name", "label"), [(o, s) for o, s in cases() if s in ("3x3", "3x3-colors", "empty-batch")])
+@pytest.mark.parametrize(
+    ("op_name", "label"), [(o, s) for o, s in cases() if s in ("3x3", "3x3-colors", "empty-batch")]
+)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck(op_name, label, layout, device):
     op, sample = prepared(op_name, label, "float32", device, layout)

@@ -290,8 +290,20 @@ LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level):
     """The whole matrix of the CPU kernel in a process that is held to one level (or to the best one below)."""
-    selected = "(agrees_with_float64 or any_shape or gradients_agree or error_bounds or no_later_pixel) and not reference"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", f"({selected}) and not sliced"]
+    selected = (
+        "(agrees_with_float64 or any_shape or gradients_agree or error_bounds or no_later_pixel) and not reference"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        f"({selected}) and not sliced",
+    ]
     here = os.path.dirname(__file__)
     environment = {**os.environ, "VIDGEN_CPU_ISA": level}
     files = [os.path.join(here, name) for name in ("test_contract.py", "test_masked_conv2d.py")]

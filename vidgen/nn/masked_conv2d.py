@@ -66,7 +66,7 @@ class MaskedConv2d(nn.Conv2d):
         impl: str | None = None,
     ) -> None:
         kernel, spread = _pair("kernel_size", kernel_size), _pair("dilation", dilation)
-        same = tuple(d * (k // 2) for d, k in zip(spread, kernel, strict=True))
+        same = (spread[0] * (kernel[0] // 2), spread[1] * (kernel[1] // 2))
         if _pair("stride", stride) != (1, 1):
             raise ValueError(f"stride must be 1, got {stride!r}")
         if groups != 1:
@@ -111,7 +111,7 @@ class MaskedConv2d(nn.Conv2d):
         )
 
     def prepack_(self) -> None:
-        """Makes the packed copy of the weight (see `vidgen.prepack`); without one for this device or dtype, drops it."""
+        """Makes the packed copy of the weight (see `vidgen.prepack`); drops it where no kernel here reads one."""
         self.packed = None
         if self.weight.is_cpu and not torch.ops.vidgen.masked_conv2d_cpu_supports(self.weight.dtype):
             self.packed = masked_conv2d_pack(

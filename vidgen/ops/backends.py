@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from vidgen.ops.gate import gate
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -50,8 +52,6 @@ def why_not(op: str, row: Backend, device: torch.device, args: tuple[Any, ...], 
     """None if `row` would run this call, else the reason in words. A forced backend skips the gate."""
     if row.devices and device.type not in row.devices:
         return f"runs on {' and '.join(row.devices)}, the tensors are on {device.type}"
-    from vidgen.ops.gate import gate
-
     return row.available() or row.supports(*args) or (None if forced or not row.gated else gate(op, row.name, device))
 
 
@@ -66,7 +66,7 @@ def select(op: str, device: torch.device, impl: str | None, args: tuple[Any, ...
         if reason := why_not(op, row, device, args, forced=True):
             raise RuntimeError(f"{op}: impl={choice!r} cannot run here: {reason}")
         return row
-    reasons = []
+    reasons: list[str] = []
     for row in rows:
         reason = why_not(op, row, device, args, forced=False)
         if reason is None:

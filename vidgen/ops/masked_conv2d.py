@@ -1,12 +1,13 @@
 r"""Masked (causal) 2-d convolution, the layer of PixelCNN.
 
-    y[n, o, i, j] = bias[o] + Σ_{c, p, q} keep[o, c, p, q] · weight[o, c, p, q] · x[n, c, i + (p - p₀)·d, j + (q - q₀)·d]
+    y[n, o, i, j] = bias[o] + Σ keep[o, c, p, q] · weight[o, c, p, q] · x[n, c, i + (p - p₀)·d, j + (q - q₀)·d]
+                              c, p, q
 
 with zero padding that keeps the size ('same'), the centre tap (p₀, q₀) = (kh // 2, kw // 2) and dilation d. In raster
 order a kept tap reads the past only: every tap of the rows above the centre (p < p₀), every tap left of the centre in
-its row (p = p₀, q < q₀), and at the centre the pairs with colour(c) < colour(o) for mask "A", ≤ for mask "B". Channel c of
-C has colour c % colors ("interleaved", the original code's order) or c · colors // C ("blocked", contiguous groups);
-with one colour mask A drops the centre and mask B keeps it.
+its row (p = p₀, q < q₀), and at the centre the pairs with colour(c) < colour(o) for mask "A", ≤ for mask "B". Channel c
+of C has colour c % colors ("interleaved", the original code's order) or c · colors // C ("blocked", contiguous
+groups); with one colour mask A drops the centre and mask B keeps it.
 
 The mask is a property of the loop, not of the weight: masked taps are never read, and their gradient is exactly zero.
 No later pixel (nor later colour of the same pixel) changes an earlier output by a bit, NaN included, on any backend.
@@ -17,14 +18,15 @@ for the Winograd forms of the CPU kernel Lavin and Gray, "Fast Algorithms for Co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 import vidgen._extension as _extension
-from vidgen.ops.backends import TABLE, Backend, requested, select, warn_fallback
+from vidgen.ops.backends import TABLE, Backend, requested
+from vidgen.ops.registration import empty_image, lowered, memory_format_of, register_autocast, register_selection
 
 Mask = Literal["A", "B"]
 ColorLayout = Literal["interleaved", "blocked"]
@@ -91,7 +93,7 @@ def reference(
     for p, q, outs, ins in _products(tuple(weight.shape), mask, colors, color_layout, x.device):
         window = padded[:, ins, p * dilation : p * dilation + height, q * dilation : q * dilation + width]
         y[:, outs] += torch.einsum("nchw,oc->nohw", window, weight[outs][:, ins, p, q].to(wide))
-    return y.to(x.dtype).contiguous(memory_format=_memory_format(x))
+    return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
 
 
 def reference_grad_input(
@@ -108,7 +110,7 @@ def reference_grad_input(
         window = padded[:, :, p * dilation : p * dilation + height, q * dilation : q * dilation + width]
         window[:, ins] += torch.einsum("nohw,oc->nchw", grad[:, outs], weight[outs][:, ins, p, q].to(wide))
     inner = padded[:, :, above:, aside : aside + width]
-    return inner.to(grad_output.dtype).contiguous(memory_format=_memory_format(grad_output))
+    return inner.to(grad_output.dtype).contiguous(memory_format=memory_format_of(grad_output))
 
 
 def reference_grad_weight(
@@ -126,11 +128,6 @@ def reference_grad_weight(
         window = padded[:, ins, p * dilation : p * dilation + height, q * dilation : q * dilation + width]
         grad_weight[outs[:, None], ins, p, q] = torch.einsum("nohw,nchw->oc", grad[:, outs], window)
     return grad_weight.to(x.dtype)
-
-
-def _memory_format(like: Tensor) -> torch.memory_format:
-    channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 # Backends. The CPU kernel is registered in C++ (csrc/bind/masked_conv2d.cpp); its row here serves explain and info.
@@ -175,22 +172,15 @@ def _cuda_supports(x: Tensor, weight: Tensor, *_args: Any) -> str | None:
     return _triton_supports(x)
 
 
-def _run_triton(*args: Any) -> Tensor:
-    from vidgen.kernels import masked_conv2d as kernels
+def _triton(launcher: str) -> Callable[..., Tensor]:
+    """The launcher of that name; kernels are imported when one first runs, since Triton is not everywhere."""
 
-    return kernels.forward(*args)
+    def run(*args: Any) -> Tensor:
+        from vidgen.kernels import masked_conv2d as kernels
 
+        return getattr(kernels, launcher)(*args)
 
-def _run_triton_grad_input(*args: Any) -> Tensor:
-    from vidgen.kernels import masked_conv2d as kernels
-
-    return kernels.grad_input(*args)
-
-
-def _run_triton_grad_weight(*args: Any) -> Tensor:
-    from vidgen.kernels import masked_conv2d as kernels
-
-    return kernels.grad_weight(*args)
+    return run
 
 
 def _run_cuda(*args: Any) -> Tensor:
@@ -207,62 +197,25 @@ def _rows(run_triton: Any, run_reference: Any, *more: Backend) -> tuple[Backend,
 
 
 TABLE[_OP] = _rows(
-    _run_triton,
+    _triton("forward"),
     reference,
     Backend("cuda", ("cuda",), _cuda_available, _cuda_supports, _run_cuda, gated=True),
 )
-TABLE[f"{_OP}_grad_input"] = _rows(_run_triton_grad_input, reference_grad_input)
-TABLE[f"{_OP}_grad_weight"] = _rows(_run_triton_grad_weight, reference_grad_weight)
+TABLE[f"{_OP}_grad_input"] = _rows(_triton("grad_input"), reference_grad_input)
+TABLE[f"{_OP}_grad_weight"] = _rows(_triton("grad_weight"), reference_grad_weight)
 
 
-# Registration: CUDA's selector, the reference for other devices and for C++ to hand calls over to, shapes, autograd.
-
-_library = torch.library.Library("vidgen", "IMPL")
-
-
-def _forward(x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, packed):  # type: ignore[no-untyped-def]
-    args = (x, weight, bias, mask, colors, color_layout, dilation)
-    return select(_OP, x.device, impl, args).run(*args)
-
-
-def _grad_input(grad_output, weight, mask, colors, color_layout, dilation, algorithm, impl):  # type: ignore[no-untyped-def]
-    args = (grad_output, weight, mask, colors, color_layout, dilation)
-    return select(f"{_OP}_grad_input", grad_output.device, impl, args).run(*args)
-
-
-def _grad_weight(grad_output, x, kernel_size, mask, colors, color_layout, dilation, algorithm, impl):  # type: ignore[no-untyped-def]
-    args = (grad_output, x, kernel_size, mask, colors, color_layout, dilation)
-    return select(f"{_OP}_grad_weight", x.device, impl, args).run(*args)
-
-
-def _register() -> None:
-    for name, chosen, eager in (
-        (_OP, _forward, reference),
-        (f"{_OP}_grad_input", _grad_input, reference_grad_input),
-        (f"{_OP}_grad_weight", _grad_weight, reference_grad_weight),
-    ):
-        # CUDA and every device without a kernel of its own; C++ has the CPU key
-        _library.impl(name, chosen, "CompositeExplicitAutograd")
-
-        def handed_over(*args, _name=name, _eager=eager):  # type: ignore[no-untyped-def]
-            if args[-1]:
-                warn_fallback(_name, args[-1])
-            return _eager(*args[:-1])
-
-        _library.impl(f"{name}_reference", handed_over, "CompositeExplicitAutograd")
+# Registration: shapes, autograd, selection, autocast.
 
 
 @torch.library.register_fake("vidgen::masked_conv2d")
 def _(x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, packed):  # type: ignore[no-untyped-def]
-    size = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+    return empty_image(x, weight.shape[0])
 
 
 @torch.library.register_fake("vidgen::masked_conv2d_grad_input")
 def _(grad_output, weight, mask, colors, color_layout, dilation, algorithm, impl):  # type: ignore[no-untyped-def]
-    size = (grad_output.shape[0], weight.shape[1], grad_output.shape[2], grad_output.shape[3])
-    memory_format = _memory_format(grad_output)
-    return torch.empty(size, dtype=grad_output.dtype, device=grad_output.device, memory_format=memory_format)
+    return empty_image(grad_output, weight.shape[1])
 
 
 @torch.library.register_fake("vidgen::masked_conv2d_grad_weight")
@@ -272,9 +225,9 @@ def _(grad_output, x, kernel_size, mask, colors, color_layout, dilation, algorit
 
 @torch.library.register_fake("vidgen::masked_conv2d_pack")
 def _(weight, mask, colors, color_layout, dilation, algorithm):  # type: ignore[no-untyped-def]
-    size = [int(s) for s in weight.shape]
-    rule = (mask, colors, color_layout, dilation, algorithm)
-    return weight.new_empty((torch.ops.vidgen.masked_conv2d_packed_bytes(size, weight.dtype, *rule),), dtype=torch.uint8)
+    size, rule = [int(s) for s in weight.shape], (mask, colors, color_layout, dilation, algorithm)
+    bytes_needed = torch.ops.vidgen.masked_conv2d_packed_bytes(size, weight.dtype, *rule)
+    return weight.new_empty((bytes_needed,), dtype=torch.uint8)
 
 
 def _setup_forward(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -335,39 +288,29 @@ def _adjoint_impl(impl: str | None) -> str | None:
     return "triton" if requested(impl) == "cuda" else impl
 
 
+def _cast(dtype, x, weight, bias, *rest_and_packed):  # type: ignore[no-untyped-def]
+    *rest, packed = rest_and_packed
+    x, narrow, bias = lowered(dtype, x, weight, bias)
+    # bytes packed for one dtype mean nothing in another
+    return x, narrow, bias, *rest, packed if narrow.dtype == weight.dtype else None
+
+
 _op = torch.ops.vidgen.masked_conv2d.default
 _op_grad_input = torch.ops.vidgen.masked_conv2d_grad_input.default
 _op_grad_weight = torch.ops.vidgen.masked_conv2d_grad_weight.default
 _op_pack = torch.ops.vidgen.masked_conv2d_pack.default
 
-_register()
+register_selection(_OP, reference, lambda *args: args[:7])  # without algorithm and packed, the CPU kernel's own
+register_selection(f"{_OP}_grad_input", reference_grad_input, lambda *args: args[:6])
+register_selection(f"{_OP}_grad_weight", reference_grad_weight, lambda *args: args[:7])
+register_autocast(_OP, _cast)
 torch.library.register_autograd("vidgen::masked_conv2d", _backward_forward, setup_context=_setup_forward)
-torch.library.register_autograd("vidgen::masked_conv2d_grad_input", _backward_grad_input, setup_context=_setup_grad_input)
+torch.library.register_autograd(
+    "vidgen::masked_conv2d_grad_input", _backward_grad_input, setup_context=_setup_grad_input
+)
 torch.library.register_autograd(
     "vidgen::masked_conv2d_grad_weight", _backward_grad_weight, setup_context=_setup_grad_weight
 )
-
-
-def _cast_for_autocast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64
-    return t.to(dtype) if eligible else t  # type: ignore[union-attr]
-
-
-def _register_autocast(device_type: str, key: str) -> None:
-    def cast(x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, packed):  # type: ignore[no-untyped-def]
-        dtype = torch.get_autocast_dtype(device_type)
-        narrow = _cast_for_autocast(weight, dtype)
-        # bytes packed for one dtype mean nothing in another
-        packed = packed if narrow.dtype == weight.dtype else None
-        x, bias = _cast_for_autocast(x, dtype), _cast_for_autocast(bias, dtype)
-        with torch.autocast(device_type, enabled=False):
-            return _op(x, narrow, bias, mask, colors, color_layout, dilation, algorithm, impl, packed)
-
-    _library.impl(_OP, cast, key)
-
-
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")
 
 
 # The public functions.
@@ -389,8 +332,8 @@ def _check_rule(weight: Tensor, mask: str, colors: int, color_layout: str, dilat
         raise ValueError(f"dilation must be at least 1, got {dilation}")
     if colors < 1 or in_channels % colors or out_channels % colors:
         raise ValueError(
-            f"colors must be at least 1 and divide both channel counts of weight ({out_channels} out, {in_channels} in), "
-            f"got {colors}"
+            f"colors must be at least 1 and divide both channel counts of weight ({out_channels} out, "
+            f"{in_channels} in), got {colors}"
         )
 
 
@@ -417,7 +360,7 @@ def masked_conv2d(
         colors: number of colour groups of the channels, which must divide Cin and Cout.
         color_layout: how channels are dealt to colours, see the head of this module.
         dilation: distance of neighbouring taps in pixels.
-        algorithm: "auto" lets float32 and bfloat16 on the CPU use Winograd forms where they are faster; "direct" does not.
+        algorithm: "auto" lets float32 and bfloat16 on the CPU use Winograd forms where they are faster, "direct" not.
         impl: "cpu", "triton", "cuda" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
         packed: what `masked_conv2d_pack(weight, ...)` returned for the same weight and rule; saves the CPU kernel its
             packing. The caller answers for its being up to date. Other backends ignore it.
@@ -444,10 +387,10 @@ def masked_conv2d(
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
-        if not torch.is_autocast_enabled(x.device.type):
-            got = f"{x.dtype}, {weight.dtype}" + ("" if bias is None else f", {bias.dtype}")
-            raise TypeError(f"x, weight and bias must have one dtype outside autocast, got {got}")
+    one_dtype = x.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype)
+    if not one_dtype and not torch.is_autocast_enabled(x.device.type):
+        got = f"{x.dtype}, {weight.dtype}" + ("" if bias is None else f", {bias.dtype}")
+        raise TypeError(f"x, weight and bias must have one dtype outside autocast, got {got}")
     if x.device != weight.device or (bias is not None and bias.device != x.device):
         raise ValueError(f"weight and bias must be on the device of x ({x.device}), got weight on {weight.device}")
     return _op(x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, packed)
@@ -467,8 +410,8 @@ def masked_conv2d_pack(
     Args: as in `masked_conv2d`; weight (Cout, Cin, kh, kw) on the CPU, float32, bfloat16 or float64.
 
     Returns:
-        uint8 (bytes,). It holds every form that the kernel may choose, depends on the instruction set and is not meant to
-        be saved. Not differentiable: gradients flow through `weight`.
+        uint8 (bytes,). It holds every form that the kernel may choose, depends on the instruction set and is not meant
+        to be saved. Not differentiable: gradients flow through `weight`.
 
     Raises:
         ValueError: as `masked_conv2d`. RuntimeError: the CPU kernel does not compute weight's dtype.
