@@ -123,8 +123,9 @@ def test_named_extras_exist() -> None:
 def test_ci_runs_what_the_readme_says() -> None:
     ci = text_of(".ci/run")
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111, "it must be executable"
-    assert re.search(r"^make test$", ci, flags=re.MULTILINE)
-    assert re.search(r"^make lint$", ci, flags=re.MULTILINE)
+    assert re.search(r"^make test \|\| failed=1$", ci, flags=re.MULTILINE)
+    assert re.search(r"^make lint \|\| failed=1$", ci, flags=re.MULTILINE)
+    assert ci.rstrip().endswith('exit "$failed"')
     assert "set -euo pipefail" in ci
 
 
