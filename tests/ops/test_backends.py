@@ -96,7 +96,7 @@ def test_info_tells_the_machine(capsys):
 @pytest.mark.parametrize("wish", ["baseline", "avx2", "nonsense"])
 def test_the_instruction_set_can_be_capped(wish):
     """A level's name holds a process to it (or to the best below that the machine has); another name is reported."""
-    code = "from vidgen import _host; print(_host.isa(), _host.isa_compiled().index(_host.isa()), _host.isa_unknown_request())"
+    code = "from vidgen import _host as h; print(h.isa(), h.isa_compiled().index(h.isa()), h.isa_unknown_request())"
     environment = {**os.environ, "VIDGEN_CPU_ISA": wish}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     name, index, *unknown = done.stdout.split()
