@@ -120,7 +120,7 @@ def test_a_stale_extension_is_compiled_again_and_once(project: Project, change: 
     project.set_up()
     builds = project.builds()
     source = project.root / "csrc" / "cpu" / "a.cpp"
-    other = project.root / "csrc" / "cpu" / f"{change}.cpp"
+    other = project.root / "csrc" / "cpu" / f"a_{change}.cpp"  # next to a.cpp also in the order of names
     if change == "edit":
         source.write_text(source.read_text() + "edited")
     elif change == "rename":
