@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vidgen.models import PixelCNN
-from vidgen.sampling import Categorical, generate, round_to_levels, scale_levels
+from vidgen.sampling import Categorical, generate, image_noise, round_to_levels, scale_levels
 
 
 class Chain(nn.Module):
@@ -87,6 +87,18 @@ def test_levels_survive_scaling():
         assert round_to_levels(scale_levels(x, levels), levels).tolist() == x.tolist()
         ends = scale_levels(x, levels)[[0, -1]].tolist()
         assert ends == [-1.0, 1.0]
+
+
+def test_every_value_is_drawn_with_the_noise_of_its_own_address():
+    model = Chain((2, 3, 4), 6)
+    drawn = generate(model, 3, seed=8)
+    table = torch.softmax(model.table.detach().double(), dim=1).cumsum(dim=1)
+    noise = image_noise(8, range(3), (2, 3, 4))
+    for image in range(3):
+        before = 6
+        for row, column, channel in itertools.product(range(3), range(4), range(2)):
+            before = int((table[before] < noise[image, channel, row, column, 0]).sum())
+            assert int(drawn[image, channel, row, column]) == before
 
 
 def test_an_image_does_not_depend_on_the_batch():

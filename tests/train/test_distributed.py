@@ -61,7 +61,7 @@ def test_pixelcnn_by_the_command_line(run_program, tmp_path):
 
 
 def test_two_phases_with_accumulation(run_program, tmp_path):
-    """Modules that stand still in a phase must not make the processes wait for each other's gradients for ever."""
+    """Each phase's optimiser sees the gradients of both processes, and of its own modules only."""
     loop.train(make_task(dropout=0.0), settings(tmp_path / "one", log_every=1))
     run_program(*TORCHRUN, "-m", "tests.train.two_phase", "two", "2")
     _assert_same_trajectory(_curves(tmp_path / "one"), _curves(tmp_path / "two"))

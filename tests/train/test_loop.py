@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from tests.train.two_phase import make_task, settings
 from vidgen.train import Phase, Task, WeightAverage, read_metrics, train
 from vidgen.train.order import examples_at
+from vidgen.train.state import latest_state
 
 
 def _weights(task):
@@ -81,6 +82,28 @@ def test_what_a_crash_recorded_after_the_last_save_is_dropped(tmp_path):
     train(make_task(), settings(tmp_path / "cut", save_every=8, resume=True))
     assert read_metrics(record) == read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert all(json.loads(line) for line in record.read_text().splitlines())
+
+
+@pytest.mark.parametrize("broken", ["safetensors.torch.save_file", "pathlib.Path.rename"])
+def test_a_save_that_fails_half_way_leaves_the_one_before(tmp_path, monkeypatch, broken):
+    whole = make_task()
+    train(whole, settings(tmp_path / "whole"))
+
+    def full_disk(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    def fill_the_disk(trainer):
+        if trainer.step == 9:
+            monkeypatch.setattr(broken, full_disk)
+
+    with pytest.raises(OSError, match="No space left"):
+        train(make_task(), settings(tmp_path / "cut", save_every=8), on_step=fill_the_disk)
+    monkeypatch.undo()
+    assert latest_state(tmp_path / "cut").name == "step-00000008"
+    rest = make_task()
+    train(rest, settings(tmp_path / "cut", resume=True))
+    _assert_same_bits(_weights(rest), _weights(whole))
+    assert [path.name for path in (tmp_path / "cut" / "state").iterdir()] == ["step-00000020"]
 
 
 def _regression(*, dropout=0.0):

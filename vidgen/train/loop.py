@@ -186,7 +186,7 @@ class Trainer:
     def _update(self, phase: Phase, optimizer: Any, data: Iterator[Any]) -> None:
         """One optimiser step."""
         self._select_trainable(phase.trains)
-        # modules that stand still are used bare: a distributed wrapper would wait for gradients that never come
+        # modules that stand still are used bare: they have no gradients for a distributed wrapper to exchange
         modules = {
             name: self._wrapped[name] if name in phase.trains else module for name, module in self.task.modules.items()
         }
