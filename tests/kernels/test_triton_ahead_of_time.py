@@ -93,10 +93,12 @@ def test_matrix_units_multiply_where_they_may():
     assert {how for label, how in found.items() if "float32-nhwc" in label} == {"fma"}
 
 
-def test_the_tile_of_other_cards_fits_their_shared_memory():
+@pytest.mark.parametrize("capability", [(8, 6), (12, 0)], ids=lambda pair: f"sm_{pair[0]}{pair[1]}")
+def test_the_tile_fits_the_shared_memory_of_smaller_cards(capability):
     module = importlib.import_module("vidgen.kernels.masked_conv2d")
     problem, precision, _ = LAUNCHES["masked_conv2d"][0]
     x, weight, bias, _ = problem.tensors()
-    with float32_precision(precision), aot.recorded(module, (8, 6)) as recorded:
+    with float32_precision(precision), aot.recorded(module, capability) as recorded:
         module.forward(x, weight, bias, *problem.rule)
-    assert aot.compile_launch(recorded[0], 86)[1].shared_bytes <= aot.SHARED_MEMORY[86]
+    architecture = 10 * capability[0] + capability[1]
+    assert aot.compile_launch(recorded[0], architecture)[1].shared_bytes <= aot.SHARED_MEMORY[architecture]
