@@ -85,23 +85,29 @@ def model_bars(bits_per_dim: Mapping[str, float]) -> str:
         return _svg(_bars(bars, reference=None), label)
 
 
-def ratio_bars(bars: Sequence[tuple[str, float | None, str, bool]]) -> str:
-    """Speed-ups as bars with a line at 1×; each is (label, ratio or None if failed, text at its end, emphasised)."""
+def ratio_bars(bars: Sequence[tuple[str, float | None, str, bool]], longest: float | None = None) -> str:
+    """Speed-ups as bars with a line at 1×; each is (label, ratio or None if failed, text at its end, emphasised).
+
+    `longest` is the ratio that fills the width, so that several charts can share one scale.
+    """
     label = "; ".join(f"{name}: {text}" for name, _, text, _ in bars)
     with rc_context(_STYLE | {"svg.hashsalt": "ratios"}):
-        return _svg(_bars(bars, reference=1.0), f"Speed-up over eager PyTorch. {label}.")
+        return _svg(_bars(bars, reference=1.0, longest=longest), f"Speed-up over eager PyTorch. {label}.")
 
 
-def _bars(bars: Sequence[tuple[str, float | None, str, bool]], reference: float | None) -> Figure:
+def _bars(
+    bars: Sequence[tuple[str, float | None, str, bool]], reference: float | None, longest: float | None = None
+) -> Figure:
     figure = Figure(figsize=(_WIDTH, 0.3 + 0.52 * len(bars)), layout="constrained")
     axes = figure.add_subplot()
-    widest = max([value for _, value, _, _ in bars if value is not None], default=1.0)
+    widest = longest or max([value for _, value, _, _ in bars if value is not None], default=1.0)
     for index, (name, value, text, strong) in enumerate(bars):
         axes.barh(index, value or 0.0, height=0.42, color=OURS if strong else OTHER, linewidth=0)
         # labels stand above their bars: beside them they would take half of a phone's width
         axes.text(0, index - 0.29, name, va="bottom", ha="left", color=MUTED, fontsize=10)
         color = FAILED if value is None else INK
-        left = (value or 0.0) + widest * (0.0 if value is None else 0.015)
+        # beyond the line too, where the bar ends before it
+        left = 0.0 if value is None else max(value, reference or 0.0) + widest * 0.015
         axes.text(left, index, text, va="center", ha="left", fontweight="bold", color=color)
         if reference is not None and value is not None:
             # only as high as the bar, so that it crosses no label

@@ -45,6 +45,7 @@ def render(
         measured=bench_results.machine_line(dict(bench)),
         warnings=bench_results.warnings(dict(bench)),
         headline=headline(bench),
+        disturbed=bench_results.disturbance(dict(bench)) is not None,
         speed=speed(bench),
         demo=None if isinstance(demo, str) else demo_view(demo),
         demo_failure=demo if isinstance(demo, str) else None,
@@ -74,10 +75,14 @@ def speed(bench: Mapping[str, Any]) -> dict[str, Any]:
             }
         )
     charts = []
-    for kind, caption in (("forward", "Forward pass"), ("forward+backward", "Forward and backward pass")):
-        bars = [bar for row in bench["rows"] if row["kind"] == kind for bar in _bars(row, bench["peaks"])]
-        if bars:
-            charts.append({"caption": caption, "svg": figures.ratio_bars(bars)})
+    captions = {"forward": "Forward pass", "forward+backward": "Forward and backward pass"}
+    bars = {
+        kind: [bar for row in bench["rows"] if row["kind"] == kind for bar in _bars(row, peaks)] for kind in captions
+    }
+    longest = max((value for some in bars.values() for _, value, _, _ in some if value is not None), default=1.0)
+    for kind, caption in captions.items():
+        if bars[kind]:
+            charts.append({"caption": caption, "svg": figures.ratio_bars(bars[kind], longest)})
     return {"cases": cases, "charts": charts}
 
 
