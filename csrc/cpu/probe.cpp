@@ -10,6 +10,8 @@
 namespace vidgen::VIDGEN_ISA {
 namespace {
 
+// Unrolled, the chains are registers; otherwise an array on the stack, and a load and a store per product.
+#define VIDGEN_UNROLL _Pragma("GCC unroll 16")
 constexpr int kChains = 12;
 
 #if defined(__AVX512F__)
@@ -43,12 +45,16 @@ void keep(Vector& v) {
 
 double flops_fp32(int64_t rounds, float* sink) {
   Vector sum[kChains];
+  VIDGEN_UNROLL
   for (int i = 0; i < kChains; ++i) sum[i] = splat(0.5f + static_cast<float>(i));
   const Vector a = splat(0.999f), b = splat(0.001f);
   for (int64_t round = 0; round < rounds; ++round) {
+    VIDGEN_UNROLL
     for (int i = 0; i < kChains; ++i) sum[i] = fma(sum[i], a, b);
+    VIDGEN_UNROLL
     for (int i = 0; i < kChains; ++i) keep(sum[i]);
   }
+  VIDGEN_UNROLL
   for (int i = 0; i < kChains; ++i) *sink += first(sum[i]);
   return 2.0 * kLanes * kChains * static_cast<double>(rounds);
 }
@@ -56,13 +62,17 @@ double flops_fp32(int64_t rounds, float* sink) {
 #if defined(__AVX512BF16__)
 double flops_bf16(int64_t rounds, float* sink) {
   __m512 sum[kChains];
+  VIDGEN_UNROLL
   for (int i = 0; i < kChains; ++i) sum[i] = _mm512_setzero_ps();
   const __m512bh a = _mm512_cvtne2ps_pbh(_mm512_set1_ps(1e-3f), _mm512_set1_ps(-1e-3f));
   const __m512bh b = _mm512_cvtne2ps_pbh(_mm512_set1_ps(1e-3f), _mm512_set1_ps(1e-3f));
   for (int64_t round = 0; round < rounds; ++round) {
+    VIDGEN_UNROLL
     for (int i = 0; i < kChains; ++i) sum[i] = _mm512_dpbf16_ps(sum[i], a, b);
+    VIDGEN_UNROLL
     for (int i = 0; i < kChains; ++i) keep(sum[i]);
   }
+  VIDGEN_UNROLL
   for (int i = 0; i < kChains; ++i) *sink += _mm512_cvtss_f32(sum[i]);
   return 2.0 * 32 * kChains * static_cast<double>(rounds);
 }
