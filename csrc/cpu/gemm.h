@@ -95,7 +95,7 @@ VIDGEN_INLINE Vec<S> add_product(Vec<S> c, const S* a, Vec<S> b) {
     return (Vec<S>)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
   }
 #endif
-  if constexpr (sizeof(S) != 2) c += b * *a;
+  if constexpr (sizeof(S) != 2) c = multiply_add<S>(*a, b, c);
   return c;
 }
 

@@ -33,7 +33,7 @@ void correlate_tile(const T* const* a, int64_t a_line, int64_t a_pitch, const T*
 #pragma GCC unroll 6
       for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; ++j) sum[i][j] += panel[j] * row[i][k];
+        for (int j = 0; j < vectors; ++j) sum[i][j] = multiply_add<T>(row[i][k], panel[j], sum[i][j]);
       }
       b += vectors * lanes;
     }

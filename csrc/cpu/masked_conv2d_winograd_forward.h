@@ -132,13 +132,13 @@ void transform_back(const T* products, int64_t lines, int64_t tiles, int vectors
               Vec<T> plus = product(i), minus = product(i + 1), sum = plus + minus, difference = plus - minus;
               static_for<m>([&](auto k) __attribute__((always_inline)) {
                 constexpr double c = kToomCook<m, n - m + 1>.output[k][i];
-                y[o][k] += (k % 2 ? difference : sum) * T(c);
+                y[o][k] = multiply_add<T>(T(c), k % 2 ? difference : sum, y[o][k]);
               });
             } else if constexpr (i == 0 || !F::paired(i - 1)) {
               Vec<T> z = product(i);
               static_for<m>([&](auto k) __attribute__((always_inline)) {
                 constexpr double c = kToomCook<m, n - m + 1>.output[k][i];
-                if constexpr (c != 0) y[o][k] += z * T(c);
+                if constexpr (c != 0) y[o][k] = multiply_add<T>(T(c), z, y[o][k]);
               });
             }
           });

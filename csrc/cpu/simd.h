@@ -1,9 +1,8 @@
 // One small vector type for every instruction set: as many lanes as the widest register holds.
 //
 // Built on the compiler's vector extensions (+, *, comparison, ?: work lane by lane, a scalar operand is
-// broadcast, and a * b + c becomes one fused instruction where the processor has it), so the same source is
-// the portable build too. Everything lives in a namespace named after the level: no symbol compiled for one
-// instruction set can be merged by the linker with that of another.
+// broadcast), so the same source is the portable build too. Everything lives in a namespace named after the level: no
+// symbol compiled for one instruction set can be merged by the linker with that of another.
 #pragma once
 
 #include <cstddef>
@@ -146,6 +145,26 @@ VIDGEN_INLINE void store(T* p, Vec<T> v, int64_t n) {
 }
 #endif
 
+// c + a * b, fused where the processor can: said outright, so that no compiler flag decides on speed or bits.
+template <class T>
+VIDGEN_INLINE Vec<T> multiply_add(Acc<T> a, Vec<T> b, Vec<T> c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(a) == 4) {
+    return (Vec<T>)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)c);
+  } else {
+    return (Vec<T>)_mm512_fmadd_pd(_mm512_set1_pd(a), (__m512d)b, (__m512d)c);
+  }
+#elif defined(__FMA__) && defined(__AVX2__)
+  if constexpr (sizeof(a) == 4) {
+    return (Vec<T>)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)b, (__m256)c);
+  } else {
+    return (Vec<T>)_mm256_fmadd_pd(_mm256_set1_pd(a), (__m256d)b, (__m256d)c);
+  }
+#else
+  return c + b * a;
+#endif
+}
+
 // c + a * b in the lanes where `key` exceeds `threshold`; the others keep c to the bit, whatever a and b are.
 template <class T>
 VIDGEN_INLINE Vec<T> add_product_where(IntVec<T> key, int64_t threshold, T a, Vec<T> b, Vec<T> c) {
@@ -159,7 +178,7 @@ VIDGEN_INLINE Vec<T> add_product_where(IntVec<T> key, int64_t threshold, T a, Ve
   }
 #else
   IntVec<T> limit = IntVec<T>{} + (decltype(key[0] + 0))(threshold);
-  return key > limit ? c + b * a : c;
+  return key > limit ? multiply_add<T>(a, b, c) : c;
 #endif
 }
 

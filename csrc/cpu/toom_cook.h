@@ -67,8 +67,11 @@ VIDGEN_INLINE V weighted_sum(const V* v, C) {
     constexpr double c = C{}(decltype(j)::value);
     if constexpr (c != 0) {
       using T = decltype(sum[0] + 0);
-      V term = c == 1 || c == -1 ? v[j] : v[j] * T(c < 0 ? -c : c);
-      sum = empty ? (c < 0 ? -term : term) : c < 0 ? sum - term : sum + term;
+      if (empty) {
+        sum = c == 1 ? v[j] : c == -1 ? -v[j] : v[j] * T(c);
+      } else {
+        sum = c == 1 ? sum + v[j] : c == -1 ? sum - v[j] : multiply_add<T>(T(c), v[j], sum);
+      }
       empty = false;
     }
   });
