@@ -162,7 +162,8 @@ class Environment:
         wanted = digest(project["project"], project["build-system"], constraints, installed["torch"])
         done = self.state.get("extras", {})
         extension = self.extension_digest(installed)
-        if done.get(extras) != wanted:
+        asked = set(extras.split(",")) - {""}
+        if not any(asked <= set(installed_extras.split(",")) for installed_extras, at in done.items() if at == wanted):
             say(f"installing vidgen[{extras}] and what it is built with, which takes some minutes the first time")
             under = ("-c", self.constraints(installed))
             self.pip("-q", *under, *project["build-system"]["requires"], *project["project"].get("dependencies", ()))

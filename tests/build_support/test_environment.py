@@ -115,6 +115,13 @@ def test_a_second_call_does_nothing(project: Project) -> None:
     assert project.builds() == builds
 
 
+def test_extras_that_are_there_with_others_are_there(project: Project) -> None:
+    project.set_up("test,lint")
+    assert project.set_up("lint") == ""
+    assert project.set_up("test") == ""
+    assert project.set_up("") == ""
+
+
 @pytest.mark.parametrize("change", ["edit", "add", "delete", "rename"])
 def test_a_stale_extension_is_compiled_again_and_once(project: Project, change: str) -> None:
     project.set_up()
