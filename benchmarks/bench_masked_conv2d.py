@@ -8,6 +8,7 @@ forward+backward asks for the gradients of x, weight and bias, and packs in ever
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -228,45 +229,20 @@ def _work(problem: Problem, dtype: str, *, passes: int, every_tap: bool) -> dict
     return {"flops": 2.0 * pixels * pairs * passes, "bytes_moved": float(size * tensors * passes)}
 
 
-def _winograd_products(problem: Problem, dtype: str) -> float:
-    """Products per output and channel pair of the CPU kernel's Winograd form (csrc/cpu/masked_conv2d_winograd.h).
-
-    F(m, t) takes (m + t - 1) / m products for a piece of t taps. Rows above: m = 4, or 2 in bf16, whose pieces have at
-    most 3 taps; two and three rows share an outer F(2, .) down the height. The current row: m = 2. The centre of a
-    coloured convolution is computed directly. Transforms are additions on far fewer values and are not counted.
-    """
-    kh, kw = problem.kernel
-    half = dtype == "bfloat16"
-    pieces = {3: (3,), 5: (3, 2) if half else (5,), 7: (3, 2, 2) if half else (4, 3)}[kw]
-    m = 2 if half else 4
-    rows = kh // 2
-    above = sum((m + taps - 1) / m for taps in pieces) * (rows if rows < 2 else (rows + 1) / 2)
-    centre = problem.mask == "B" and problem.colors == 1
-    in_row = kw // 2 + centre
-    current = sum((taps + 1) / 2 for taps in ((2, 2) if half and in_row == 4 else (in_row,)))
-    coloured = problem.keep()[:, :, kh // 2, kw // 2].float().mean().item() if problem.colors > 1 else 0.0
-    return above + current + coloured
-
-
 def _own_work(problem: Problem, dtype: str) -> dict[str, float]:
-    """The forward's work in the form that the op's plan names; the kept taps where it names none."""
+    """The forward's work in the form that the op's plan chooses; the kept taps where it has none."""
     work = _work(problem, dtype, passes=1, every_tap=False)
-    if _plan(problem, getattr(torch, dtype)).startswith("Winograd"):
-        outputs = problem.n * problem.height * problem.width * problem.cout
-        work["flops"] = 2.0 * outputs * problem.cin * _winograd_products(problem, dtype)
+    with contextlib.suppress(RuntimeError):  # a dtype that the CPU kernel does not compute
+        work["flops"] = problem.n * _plan(problem, getattr(torch, dtype))[1]
     return work
 
 
-def _plan(problem: Problem, dtype: torch.dtype) -> str:
-    # the plan does not depend on the batch, so one image will do; "Winograd, ..." or "direct, ..."
+def _plan(problem: Problem, dtype: torch.dtype) -> tuple[str, float]:
+    """The CPU kernel's plan in words, and its FLOPs for one image (the plan does not depend on the batch)."""
     x = torch.empty(1, problem.cin, problem.height, problem.width, dtype=dtype)
     weight = torch.empty(problem.cout, problem.cin, *problem.kernel, dtype=dtype)
-    try:
-        return torch.ops.vidgen.masked_conv2d_cpu_plan(
-            x, weight, problem.mask, problem.colors, "interleaved", 1, "auto"
-        )
-    except RuntimeError:
-        return "reference"
+    rule = (problem.mask, problem.colors, "interleaved", 1, "auto")
+    return torch.ops.vidgen.masked_conv2d_cpu_plan(x, weight, *rule)
 
 
 # DESIGN: fp32 may err 5e-6 and 16 times eager in its Winograd forms, twice eager in the direct one; bf16 3 times eager

@@ -33,9 +33,10 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
   m.def(
       "masked_conv2d_packed_bytes(int[] weight_size, ScalarType dtype, str mask, int colors, str color_layout, "
       "int dilation, str algorithm) -> int");
-  // Why the CPU kernel cannot serve a dtype ("" if it can), and the plan that it would run, in words.
+  // Why the CPU kernel cannot serve a dtype ("" if it can); the plan that it would run, in words; and the FLOPs of that
+  // plan's products for one image (a multiply-add counts as two).
   m.def("masked_conv2d_cpu_supports(ScalarType dtype) -> str");
   m.def(
       "masked_conv2d_cpu_plan(Tensor x, Tensor weight, str mask, int colors, str color_layout, int dilation, "
-      "str algorithm) -> str");
+      "str algorithm) -> (str, float)");
 }

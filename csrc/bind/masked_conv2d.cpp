@@ -4,6 +4,7 @@
 // convolution is a causal convolution whose weight has its channel axes exchanged. So grad_input hands the
 // kernel mirrored views (negative strides) and sets `adjoint`.
 #include <cstdlib>
+#include <tuple>
 
 #include "bind/tensors.h"
 #include "cpu/isa.h"
@@ -244,14 +245,14 @@ Tensor pack(Tensor weight, std::string mask, int64_t colors, std::string color_l
   return packed;
 }
 
-std::string describe_plan(Tensor x, Tensor weight, std::string mask, int64_t colors, std::string color_layout,
-                          int64_t dilation, std::string algorithm) {
+std::tuple<std::string, double> describe_plan(Tensor x, Tensor weight, std::string mask, int64_t colors,
+                                              std::string color_layout, int64_t dilation, std::string algorithm) {
   const MaskedConv2d p = problem(weight, x.size(2), x.size(3), {mask, colors, color_layout, dilation}, false);
   const MaskedConv2dPlan plan = kernels().plan(p, direct_only(algorithm));
   std::ostringstream text;
   text << (plan.form == Form::direct ? "direct" : "Winograd") << ", " << plan.block_rows << " rows per task, "
        << isa_name(isa_in_use());
-  return text.str();
+  return {text.str(), 2 * plan.multiply_adds};
 }
 
 }  // namespace

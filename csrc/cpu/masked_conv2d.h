@@ -43,6 +43,7 @@ struct MaskedConv2dPlan {
   int64_t tasks_per_image;  // a batch of N has N * tasks_per_image tasks
   size_t scratch_bytes;     // of one task; 64-byte aligned
   size_t packed_bytes;      // of the weights that `form` reads
+  double multiply_adds;     // scalar ones, of one image; transforms apart, what tiles compute beyond the edge included
 };
 
 // What one instruction set offers; chosen once, when the library is loaded.

@@ -76,6 +76,22 @@ double winograd_cycles(const MaskedConv2d& p, const WinogradTask<E>& task, int64
                            vectors_of<E>(pixels, p.out_channels));
 }
 
+// Scalar multiply-adds of one task's register tiles.
+template <class E>
+double multiply_adds(const MaskedConv2d& p, const DirectTask<E>&, int64_t block_rows) {
+  DirectLayout<Staged<E>> layout(p);
+  return double(block_rows * p.width) * double(layout.depth + layout.centre_depth) * double(p.out_channels);
+}
+
+template <class E>
+double multiply_adds(const MaskedConv2d& p, const WinogradTask<E>& task, int64_t block_rows) {
+  int64_t pitch = task.form.channel_pitch;
+  int64_t products = task.above.rows() * task.form.above.total_depth(pitch) +
+                     task.current.rows() * task.form.current.total_depth(pitch);
+  if (p.colors > 1) products += block_rows * task.out_columns * p.in_channels;
+  return double(products) * double(p.out_channels);
+}
+
 template <class E>
 size_t packed_size(const MaskedConv2d& p, Form form) {
   using S = Staged<E>;
@@ -84,18 +100,24 @@ size_t packed_size(const MaskedConv2d& p, Form form) {
 
 template <class E>
 MaskedConv2dPlan cheapest_plan(const MaskedConv2d& p, bool direct_only) {
-  MaskedConv2dPlan best{Form::direct, 1, 0, 0, 0};
+  MaskedConv2dPlan best{Form::direct, 1, 0, 0, 0, 0};
   if (p.height == 0 || p.width == 0 || p.out_channels == 0) return best;
   double best_cycles = 0;
   auto consider = [&](Form form, int64_t block_rows) {
     Arena arena{nullptr};
-    double cycles = form == Form::direct ? direct_cycles<E>(p, DirectTask<E>(p, block_rows, arena), block_rows)
-                                         : winograd_cycles<E>(p, WinogradTask<E>(p, block_rows, arena), block_rows);
+    double cycles, work;
+    if (form == Form::direct) {
+      DirectTask<E> task(p, block_rows, arena);
+      cycles = direct_cycles<E>(p, task, block_rows), work = multiply_adds<E>(p, task, block_rows);
+    } else {
+      WinogradTask<E> task(p, block_rows, arena);
+      cycles = winograd_cycles<E>(p, task, block_rows), work = multiply_adds<E>(p, task, block_rows);
+    }
     int64_t tasks = divide_up(p.height, block_rows);
     cycles *= double(tasks) * (1 + kImbalance / double(tasks)) * (1 + kLargeScratch * double(arena.used >> 20));
     if (best.tasks_per_image == 0 || cycles < best_cycles) {
       best_cycles = cycles;
-      best = {form, block_rows, tasks, arena.used, 0};
+      best = {form, block_rows, tasks, arena.used, 0, work * double(tasks)};
     }
   };
   bool winograd = !direct_only && WinogradForm<Staged<E>>::supports(p);

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidgen import _host
 from vidgen.ops import masked_conv2d, masked_conv2d_pack
 from vidgen.ops.masked_conv2d import keep_mask, plan_of, reference
 
@@ -100,6 +101,8 @@ def test_no_later_pixel_changes_an_earlier_output_by_a_bit(case, dtype, channels
     cin, cout, height, width, kernel, options = CAUSAL[case]
     if refused(impl, dtype, cin):
         return
+    if impl == "reference" and (dtype == torch.bfloat16 or channels_last):
+        return  # eager PyTorch: it computes in one layout, and 16-bit types in float32
     colors, layout = options.get("colors", 1), options.get("color_layout", "interleaved")
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = normal(1, cin, height, width, dtype=dtype, device=device).contiguous(memory_format=memory_format)
@@ -120,10 +123,8 @@ def test_no_later_pixel_changes_an_earlier_output_by_a_bit(case, dtype, channels
         changed = changed.reshape(1, cin, height, width).to(device)
         kept = (order_out <= now).reshape(1, cout, height, width).to(device)
         poison = poisons[(position + color) % len(poisons)]
-        after = masked_conv2d(torch.where(changed, poison, x).to(dtype), w, impl=impl, **options)
-        if channels_last:
-            lasting = torch.where(changed, poison, x).to(dtype).contiguous(memory_format=torch.channels_last)
-            after = masked_conv2d(lasting, w, impl=impl, **options)
+        poisoned = torch.where(changed, poison, x).to(dtype).contiguous(memory_format=memory_format)
+        after = masked_conv2d(poisoned, w, impl=impl, **options)
         assert torch.equal(after[kept], before[kept]), (position, color, poison)
 
 
@@ -289,21 +290,13 @@ LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level):
-    """The whole matrix of the CPU kernel in a process that is held to one level (or to the best one below)."""
-    selected = (
-        "(agrees_with_float64 or any_shape or gradients_agree or error_bounds or no_later_pixel) and not reference"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        f"({selected}) and not sliced",
-    ]
+    """The numerical tests of the CPU kernel in a process that is held to one level (or to the best one below)."""
+    if level == _host.isa():
+        return  # that is what every other test here runs
+    numerical = "agrees_with_float64 or any_shape or gradients_agree or error_bounds or no_later_pixel"
+    # the kernel reads any strides through the same code on every level, so two layouts will do
+    selected = f"({numerical}) and not reference and not sliced and not transposed"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selected]
     here = os.path.dirname(__file__)
     environment = {**os.environ, "VIDGEN_CPU_ISA": level}
     files = [os.path.join(here, name) for name in ("test_contract.py", "test_masked_conv2d.py")]

@@ -431,4 +431,5 @@ def plan_of(
     algorithm: str = "auto",
 ) -> str:
     """What the CPU kernel would do for a call, in words (for `vidgen.explain`)."""
-    return torch.ops.vidgen.masked_conv2d_cpu_plan(x, weight, mask, colors, color_layout, dilation, algorithm)
+    words, _ = torch.ops.vidgen.masked_conv2d_cpu_plan(x, weight, mask, colors, color_layout, dilation, algorithm)
+    return words
