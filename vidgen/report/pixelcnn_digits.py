@@ -27,10 +27,10 @@ _SAMPLES = 256
 class Plan:
     """Sizes of the demonstration; chosen on the validation images."""
 
-    hidden: int = 32
-    blocks: int = 5
-    dropout: float = 0.3
-    steps: int = 1500
+    hidden: int = 64
+    blocks: int = 6
+    dropout: float = 0.5
+    steps: int = 1000
     batch_size: int = 64
     learning_rate: float = 2e-3
     ema: float = 0.99
