@@ -220,13 +220,21 @@ def _build_compiled_backward(problem: Problem, inputs: Mapping[str, Tensor]) -> 
 
 
 def _work(problem: Problem, dtype: str, *, passes: int, every_tap: bool) -> dict[str, float]:
-    """FLOPs (a multiply-add counts as two) and compulsory bytes of `passes` convolutions' worth of work."""
+    """FLOPs (a multiply-add counts as two) and compulsory bytes of `passes` convolutions' worth of work.
+
+    A tap that lies in the padding is no work: PyTorch's kernels skip it.
+    """
     kh, kw = problem.kernel
     pixels = problem.n * problem.height * problem.width
     pairs = problem.cin * problem.cout * kh * kw if every_tap else int(problem.keep().sum())
+    rows = [max(0, problem.height - abs(p - kh // 2)) for p in range(kh)]
+    columns = [max(0, problem.width - abs(q - kw // 2)) for q in range(kw)]
+    inside = torch.tensor(rows)[:, None] * torch.tensor(columns)
+    taps = torch.ones(problem.cout, problem.cin, kh, kw) if every_tap else problem.keep()
+    products = problem.n * int((taps * inside).sum(dtype=torch.float64))
     size = 2 if dtype == "bfloat16" else 4
     tensors = pixels * (problem.cin + problem.cout) + pairs
-    return {"flops": 2.0 * pixels * pairs * passes, "bytes_moved": float(size * tensors * passes)}
+    return {"flops": 2.0 * products * passes, "bytes_moved": float(size * tensors * passes)}
 
 
 def _own_work(problem: Problem, dtype: str) -> dict[str, float]:

@@ -82,13 +82,10 @@ def peaks(device: str, threads: int) -> dict[str, float]:
     """Measured ceilings: GFLOP/s by dtype name and "gb_per_s", the bandwidth of a copy (read + write)."""
     if device == "cuda":
         return _cuda_peaks()
-    from vidgen import _host
+    from vidgen.info import measure_peaks
 
-    return {
-        "float32": _host.peak_gflops("fp32", threads, 0.4),
-        "bfloat16": _host.peak_gflops("bf16", threads, 0.4),
-        "gb_per_s": _host.bandwidth_gb_per_s(threads, 0.6),
-    }
+    found = measure_peaks(threads)
+    return {"float32": found["fp32_gflops"], "bfloat16": found["bf16_gflops"], "gb_per_s": found["copy_gb_per_s"]}
 
 
 def _cuda_peaks() -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import time
 from typing import Any
 
 import torch
@@ -55,6 +56,31 @@ def _backends() -> dict[str, dict[str, str]]:
     return table
 
 
+def _settle() -> None:
+    """Waits until this process is idle: torch's threads spin for a while after a parallel region, and a probe that
+    runs beside them sees half a machine."""
+    for _ in range(100):
+        before = time.process_time()
+        time.sleep(0.02)
+        if time.process_time() - before < 0.002:
+            return
+
+
+def measure_peaks(threads: int, seconds: float = 0.5) -> dict[str, float]:
+    """What the machine can reach with `threads` threads: {"fp32_gflops", "bf16_gflops", "copy_gb_per_s"}.
+
+    Args:
+        threads: threads of each probe.
+        seconds: length of one probe; there are three.
+    """
+    _settle()
+    return {
+        "fp32_gflops": _host.peak_gflops("fp32", threads, seconds),
+        "bf16_gflops": _host.peak_gflops("bf16", threads, seconds),
+        "copy_gb_per_s": _host.bandwidth_gb_per_s(threads, seconds),
+    }
+
+
 def collect(*, measure: bool = True, seconds: float = 0.5) -> dict[str, Any]:
     """Everything that `vidgen info` shows, as plain data.
 
@@ -63,13 +89,7 @@ def collect(*, measure: bool = True, seconds: float = 0.5) -> dict[str, Any]:
         seconds: length of one probe.
     """
     threads = torch.get_num_threads()
-    peaks: dict[str, float] = {}
-    if measure:
-        peaks = {
-            "fp32_gflops": _host.peak_gflops("fp32", threads, seconds),
-            "bf16_gflops": _host.peak_gflops("bf16", threads, seconds),
-            "copy_gb_per_s": _host.bandwidth_gb_per_s(threads, seconds),
-        }
+    peaks = measure_peaks(threads, seconds) if measure else {}
     return {
         "versions": _versions(),
         "processor": processor(),

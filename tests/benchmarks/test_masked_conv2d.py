@@ -60,11 +60,12 @@ def test_own_flops_are_those_of_the_forms_on_paper() -> None:
     assert bench._own_work(direct, "float32")["flops"] == 2 * 28 * 28 * 64 * 24
 
 
-def test_work_counts_taps_and_bytes() -> None:
+def test_work_counts_the_taps_inside_the_image_and_bytes() -> None:
     problem = bench.Problem(2, 3, 5, 7, 6, (3, 3), "B")
-    assert bench._work(problem, "float32", passes=1, every_tap=True)["flops"] == 2 * (2 * 5 * 7) * 3 * 6 * 9
-    assert bench._work(problem, "float32", passes=1, every_tap=False)["flops"] == 2 * (2 * 5 * 7) * 3 * 6 * 5
+    inside = (4 + 5 + 4) * (6 + 7 + 6)
+    assert bench._work(problem, "float32", passes=1, every_tap=True)["flops"] == 2 * 2 * 3 * 6 * inside
     kept = bench._work(problem, "bfloat16", passes=1, every_tap=False)
+    assert kept["flops"] == 2 * 2 * 3 * 6 * (4 * (6 + 7 + 6) + 5 * (6 + 7))
     assert kept["bytes_moved"] == 2 * (2 * 5 * 7 * (3 + 6) + 3 * 6 * 5)
 
 
