@@ -47,6 +47,9 @@ class MemoryProbe:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the parent, which then closes the pipe
             )
+            # it imports torch first, and nothing may be timed beside that
+            assert self._process.stdout is not None
+            self._process.stdout.readline()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,6 +123,7 @@ def _serve(threads: int, full: bool) -> None:
 
     torch.set_num_threads(1)
     known: dict[str, dict[str, Any]] = {}
+    print("ready", flush=True)
     for line in sys.stdin:
         op, name, contender = json.loads(line)
         if op not in known:

@@ -91,12 +91,7 @@ struct WinogradForm {
     if (taps.in_row > 0) {
       current.rows = 1;
       current.outputs = 2;
-      if (sizeof(S) == 2 && taps.in_row == 4) {
-        current.add(2, 0);
-        current.add(2, 2);
-      } else {
-        current.add(int(taps.in_row), 0);
-      }
+      current.add(int(taps.in_row), 0);
     }
   }
 
