@@ -60,14 +60,12 @@ def gate(op: str, backend: str, device: torch.device) -> str | None:
     key = (op, backend, index)
     if key in _verdicts:
         return _verdicts[key]
-    if reason := _not_in_manifest(op, backend, torch.cuda.get_device_capability(index)):
-        _verdicts[key] = reason
-        return reason
-    if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
-        return "its self-check cannot run while a graph is compiled or captured; call the op once before"
-    with _lock:
+    with _lock:  # hashing too: threads that parse source at one time upset Python 3.11
         if key not in _verdicts:
-            _verdicts[key] = _self_check(op, backend, torch.device("cuda", index))
+            reason = _not_in_manifest(op, backend, torch.cuda.get_device_capability(index))
+            if reason is None and (torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()):
+                return "its self-check cannot run while a graph is compiled or captured; call the op once before"
+            _verdicts[key] = reason or _self_check(op, backend, torch.device("cuda", index))
         return _verdicts[key]
 
 
