@@ -39,4 +39,39 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
   m.def(
       "masked_conv2d_cpu_plan(Tensor x, Tensor weight, str mask, int colors, str color_layout, int dilation, "
       "str algorithm) -> (str, float)");
+
+  // Convolution, bias, activation and max-pooling; the gradient of what the activation reads, and from that those of
+  // the input and the weight. `padding` is six numbers: before and after, for depth, height and width.
+  m.def(
+      "conv3d_pool3d(Tensor x, Tensor weight, Tensor? bias, int[] padding, str activation, int[] pool, "
+      "bool ceil_mode, str algorithm, str? impl, Tensor? packed) -> Tensor");
+  m.def(
+      "conv3d_pool3d_grad_preactivation(Tensor grad_output, Tensor x, Tensor weight, Tensor? bias, int[] padding, "
+      "str activation, int[] pool, bool ceil_mode, str algorithm, str? impl) -> Tensor");
+  m.def(
+      "conv3d_pool3d_grad_input(Tensor grad, Tensor weight, int[] padding, str algorithm, str? impl) -> Tensor");
+  m.def(
+      "conv3d_pool3d_grad_weight(Tensor grad, Tensor x, int[] kernel_size, int[] padding, str algorithm, str? impl) "
+      "-> Tensor");
+  m.def(
+      "conv3d_pool3d_reference(Tensor x, Tensor weight, Tensor? bias, int[] padding, str activation, int[] pool, "
+      "bool ceil_mode, str why) -> Tensor");
+  m.def(
+      "conv3d_pool3d_grad_preactivation_reference(Tensor grad_output, Tensor x, Tensor weight, Tensor? bias, "
+      "int[] padding, str activation, int[] pool, bool ceil_mode, str why) -> Tensor");
+  m.def("conv3d_pool3d_grad_input_reference(Tensor grad, Tensor weight, int[] padding, str why) -> Tensor");
+  m.def(
+      "conv3d_pool3d_grad_weight_reference(Tensor grad, Tensor x, int[] kernel_size, int[] padding, str why) "
+      "-> Tensor");
+  // The weight in the layout of one form of this machine's CPU kernel, chosen for clips of input_size (empty: unknown).
+  m.def(
+      "conv3d_pool3d_pack(Tensor weight, int[] input_size, int[] padding, int[] pool, str algorithm) -> Tensor");
+  m.def(
+      "conv3d_pool3d_packed_bytes(int[] weight_size, ScalarType dtype, int[] input_size, int[] padding, int[] pool, "
+      "str algorithm) -> int");
+  // As for masked_conv2d; the FLOPs are those of one clip.
+  m.def("conv3d_pool3d_cpu_supports(ScalarType dtype) -> str");
+  m.def(
+      "conv3d_pool3d_cpu_plan(Tensor x, Tensor weight, int[] padding, int[] pool, bool ceil_mode, str algorithm) "
+      "-> (str, float)");
 }

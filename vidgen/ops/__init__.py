@@ -1,4 +1,6 @@
 """The ops. Each module states its op's contract; every function here is that of the module of its name."""
 
+from vidgen.ops.conv3d_pool3d import conv3d_pool3d as conv3d_pool3d
+from vidgen.ops.conv3d_pool3d import conv3d_pool3d_pack as conv3d_pool3d_pack
 from vidgen.ops.masked_conv2d import masked_conv2d as masked_conv2d
 from vidgen.ops.masked_conv2d import masked_conv2d_pack as masked_conv2d_pack

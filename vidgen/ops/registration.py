@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,13 +68,18 @@ def lowered(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None,
 
 
 def memory_format_of(like: Tensor) -> torch.memory_format:
-    """channels_last if that is what the strides of a 4-d tensor say and they do not also say contiguous."""
-    channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+    """channels_last (of images, or of clips) if that is what the strides say and they do not also say contiguous."""
+    channels_last = torch.channels_last if like.dim() == 4 else torch.channels_last_3d
+    keeps = like.is_contiguous(memory_format=channels_last) and not like.is_contiguous()
+    return channels_last if keeps else torch.contiguous_format
 
 
-def empty_image(like: Tensor, channels: int) -> Tensor:
-    """An uninitialised (N, channels, H, W) of the batch, size, dtype, device and memory format of `like`."""
-    n, _, height, width = like.shape
-    size = (n, channels, height, width)
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
+def empty_image(like: Tensor, channels: int, size: Sequence[int] | None = None) -> Tensor:
+    """An uninitialised (N, channels, *size) of the batch, dtype, device and memory format of `like`.
+
+    Args:
+        like: images (N, C, H, W) or clips (N, C, D, H, W).
+        size: (H, W) or (D, H, W); None takes that of `like`.
+    """
+    shape = (like.shape[0], channels, *(like.shape[2:] if size is None else size))
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
