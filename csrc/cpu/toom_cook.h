@@ -133,7 +133,7 @@ VIDGEN_INLINE void transform_output(Product product, V* y) {
   });
 }
 
-// F(2, rows) down the height, rows = 2 or 3: every row of B is one input, or one plus or minus another.
+// F(2, rows) along another axis, rows = 2 or 3: every row of B is one input, or one plus or minus another.
 struct VerticalTerms {
   int row, other;  // other < 0: none
   bool subtract;
