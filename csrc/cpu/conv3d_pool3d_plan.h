@@ -11,7 +11,12 @@
 
 namespace vidgen::VIDGEN_ISA {
 
-constexpr int64_t kAssumedCache = 1 << 20;  // of a core, where the form is chosen
+constexpr int64_t kAssumedCache = 1 << 20;    // of a core, where the form is chosen
+constexpr double kSliceTransform = 12;        // a vector of V or M through its transform, its cache misses included
+constexpr double kTilePlace = 150;            // finding a tile's pixels, per slice
+constexpr double kNearWeights = 8 << 20;      // weights up to this size stay in the last cache between tasks ...
+constexpr double kNearBytes = 4;              // ... and come from there at so many bytes per cycle,
+constexpr double kFarBytes = 4;               // larger ones from memory, which all threads share
 constexpr int64_t kTileCounts[] = {1, 2, 4, 6, 8, 12, 18, 24, 30, 36, 48, 60, 72, 96, 120, 144, 192, 240, 288, 384};
 
 template <class E>
@@ -29,21 +34,25 @@ double conv3d_direct_cycles(const Conv3dPool3d& p) {
          kMove * (vectors_of<E>(staged, p.in_channels) + vectors_of<E>(pixels, p.out_channels));
 }
 
-// Cycles of one task of `tiles` tiles and `panels` panels of output channels.
+// Cycles of one task of `tiles` tiles and `panels` panels of output channels, one of `threads` at a time.
 template <class E>
-double slice_task_cycles(const Conv3dPool3d& p, const TileShape& shape, int64_t tiles, int64_t panels,
+double slice_task_cycles(const Conv3dPool3d& p, const TileShape& shape, int64_t tiles, int64_t panels, int64_t threads,
                          int64_t cache_bytes) {
   using S = Staged<E>;
   SliceWeights<S> weights(p, shape);
   int64_t width = smaller(panels * kPanel<S>, Panels<S>(p.out_channels).padded_channels());
-  double products = weights.products, rows = double(tiles);
-  double cycles = products * multiply_cycles<S>(rows, double(weights.depth / kDepthStep<S>), width);
-  cycles += kTransform * products * (vectors_of<E>(rows, p.in_channels) + vectors_of<E>(rows, width));
+  double products = weights.products, rows = double(tiles), slices = shape.slices;
+  double compute = products * multiply_cycles<S>(rows, double(weights.depth / kDepthStep<S>), width);
+  double streamed = products * double(weights.depth * width) * sizeof(S);
+  double stream = streamed / (double(weights.bytes(p)) <= kNearWeights ? kNearBytes : kFarBytes / double(threads));
+  double cycles = compute > stream ? compute : stream;
+  cycles += kSliceTransform * products * (vectors_of<E>(rows, p.in_channels) + vectors_of<E>(rows, width));
+  cycles += kTilePlace * slices * rows + kMove * vectors_of<E>(rows * double(shape.volume()), width);
   double v = rows * shape.points * double(p.in_channels) * sizeof(S);
   double m = rows * shape.points * double(width) * sizeof(Acc<S>);
   double sums = rows * double(shape.volume() * width) * sizeof(Acc<S>);
-  double spilled = 1 - double(cache_bytes) / (v + m + sums);
-  if (spilled > 0) cycles += spilled * 2 * shape.slices * (v + m + sums) / kStreamBytes;
+  double spilled = 1 - double(cache_bytes) / 2 / (v + m + sums);
+  if (spilled > 0) cycles += spilled * 2 * slices * (v + m + sums) / kStreamBytes;
   return cycles;
 }
 
@@ -61,7 +70,8 @@ Conv3dSchedule schedule_slices(const Conv3dPool3d& p, Conv3dForm form, int64_t b
     for (int64_t count : kTileCounts) {
       int64_t blocks = divide_up(all, count), tiles = divide_up(all, blocks);
       int64_t tasks = blocks * groups;
-      double total = double(divide_up(tasks, threads)) * slice_task_cycles<E>(p, shape, tiles, share, cache_bytes);
+      double task = slice_task_cycles<E>(p, shape, tiles, share, smaller(threads, tasks), cache_bytes);
+      double total = double(divide_up(tasks, threads)) * task;
       if (best.tasks == 0 || total < least) {
         least = total;
         best.tiles = tiles, best.panels = share, best.groups = groups, best.tasks = tasks;

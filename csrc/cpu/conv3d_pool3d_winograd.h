@@ -22,7 +22,7 @@
 
 namespace vidgen::VIDGEN_ISA {
 
-constexpr int64_t kSliceChunk = 256;  // rows of B per visit of M, see gemm.h
+constexpr int64_t kSliceChunk = 128;  // rows of B per visit of M, see gemm.h
 
 // The numbers of a form: outputs per axis of a tile, and its products.
 struct TileShape {

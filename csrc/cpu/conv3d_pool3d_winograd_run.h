@@ -137,7 +137,6 @@ void run_winograd(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& 
   zero(const_cast<char*>(work.zeros), work.pitch * int64_t(sizeof(T)));
   int64_t out_channels = smaller(p.out_channels, panels.first(last_panel)) - panels.first(group);
   int64_t box = shape.volume() * lanes, tile_sums = divide_up(out_channels, lanes) * box;
-  Prefetch none{};
 
   bool fresh[2] = {true, true};
   for (int slice = 0; slice < shape.slices; ++slice) {
@@ -156,12 +155,12 @@ void run_winograd(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& 
         transform_tile<E, m>(work.pixels, work.pixels + points, sign, c, p.in_channels - c, out + c, work.v_stride);
     }
     for (int point = 0; point < points; ++point) {
-      RowMap<S> rows{work.v + point * work.v_stride, tiles, 0, work.pitch};
-      Run run{0, weights.depth};
+      const S* rows = work.v + point * work.v_stride;
       for (int64_t panel = group; panel < last_panel; ++panel) {
         int vectors = panels.vectors(panel);
-        multiply(rows, tiles, &run, 1, weights.at(packed, panel, vectors * lanes, slice * points + point), vectors,
-                 work.m + point * work.m_stride + panels.first(panel - group), work.width, kSliceChunk, none);
+        multiply_streaming(rows, work.pitch, tiles, weights.depth,
+                           weights.at(packed, panel, vectors * lanes, slice * points + point), vectors,
+                           work.m + point * work.m_stride + panels.first(panel - group), work.width, kSliceChunk);
       }
     }
     double output[2] = {1, 0};

@@ -99,9 +99,10 @@ VIDGEN_INLINE Vec<S> add_product(Vec<S> c, const S* a, Vec<S> b) {
   return c;
 }
 
-template <class S, int rows, int vectors>
+// `next` is memory to be fetched meanwhile, a line per row of B; null: nothing.
+template <class S, int rows, int vectors, bool fetches>
 void multiply_tile(const S* const* a, const Run* run, int64_t runs, const S* b, Acc<S>* c, int64_t c_pitch,
-                   bool accumulate) {
+                   bool accumulate, const char* next) {
   constexpr int lanes = kLanes<S>;
   Vec<S> sum[rows][vectors];
 #pragma GCC unroll 6
@@ -123,6 +124,10 @@ void multiply_tile(const S* const* a, const Run* run, int64_t runs, const S* b, 
         for (int j = 0; j < vectors; ++j) sum[i][j] = add_product<S>(sum[i][j], row[i] + k, panel[j]);
       }
       b += vectors * lanes * kDepthStep<S>;
+      if constexpr (fetches) {
+        __builtin_prefetch(next, 0, 2);
+        next += 64;
+      }
     }
   }
 #pragma GCC unroll 6
@@ -182,8 +187,10 @@ template <class S, class Index>
 struct TileTable;
 template <class S, size_t... i>
 struct TileTable<S, std::index_sequence<i...>> {
-  static constexpr decltype(&multiply_tile<S, 1, 1>) dense[] = {
-      &multiply_tile<S, i / kTileVectors + 1, i % kTileVectors + 1>...};
+  static constexpr decltype(&multiply_tile<S, 1, 1, false>) dense[] = {
+      &multiply_tile<S, i / kTileVectors + 1, i % kTileVectors + 1, false>...};
+  static constexpr decltype(&multiply_tile<S, 1, 1, true>) fetching[] = {
+      &multiply_tile<S, i / kTileVectors + 1, i % kTileVectors + 1, true>...};
   static constexpr decltype(&multiply_tile_masked<S, 1, 1>) masked[] = {
       &multiply_tile_masked<S, i / kTileVectors + 1, i % kTileVectors + 1>...};
 };
@@ -227,11 +234,31 @@ void multiply(const RowMap<S>& map, int64_t rows, const Run* run, int64_t runs, 
       for (int64_t i = 0; i < height; ++i) a[i] = cursor.next();
       ahead.step();
       Tiles<S>::dense[(height - 1) * kTileVectors + vectors - 1](a, chunk, count, b, c + first * c_pitch, c_pitch,
-                                                                 accumulate);
+                                                                 accumulate, nullptr);
     });
     b += depth * vectors * kLanes<S>;
     accumulate = true;
   } while (runs > 0);
+}
+
+// One run of A, B streaming from memory: while the rows of A visit a chunk of B, the chunk behind it is fetched to L2, a
+// line per row of B. Four visits of a full panel fetch all of it.
+template <class S>
+void multiply_streaming(const S* a, int64_t pitch, int64_t rows, int64_t depth, const S* b, int vectors, Acc<S>* c,
+                        int64_t c_pitch, int64_t chunk_depth) {
+  int64_t width = vectors * kLanes<S>;
+  for (int64_t k = 0; k < depth; k += chunk_depth) {
+    Run run{k, chunk_depth < depth - k ? chunk_depth : depth - k};
+    const char* next = reinterpret_cast<const char*>(b + run.length * width);
+    for_each_tile(rows, [&](int64_t first, int64_t height) {
+      const S* row[kTileRows];
+      for (int64_t i = 0; i < height; ++i) row[i] = a + (first + i) * pitch;
+      Tiles<S>::fetching[(height - 1) * kTileVectors + vectors - 1](row, &run, 1, b, c + first * c_pitch, c_pitch,
+                                                                    k > 0, next);
+      next += run.length / kDepthStep<S> * 64;
+    });
+    b += run.length * width;
+  }
 }
 
 template <class S>
