@@ -268,7 +268,7 @@ Conv3dPool3d expected(const Sizes& weight, ScalarType dtype, const Sizes& input_
   Sizes size = input_size;
   if (size.empty()) {
     const int64_t channels = std::max<int64_t>({weight[0], weight[1], 1});
-    const int64_t side = std::clamp<int64_t>(7168 / channels, 7, 112);
+    const int64_t side = std::clamp<int64_t>(3584 / channels, 7, 112);
     size = {weight[2] == 1 ? 1 : std::max<int64_t>(side / 3, weight[2]), side, side};
   }
   Conv3dPool3d p = problem(weight, size, padding, dtype);
