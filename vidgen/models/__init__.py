@@ -6,6 +6,7 @@ rebuilds it. ``MODELS`` is the list of names by which checkpoints and the comman
 
 from vidgen.models.autoregressive import PixelCNN
 from vidgen.models.checkpoint import MODELS, load_checkpoint, read_metadata, save_checkpoint
+from vidgen.models.layers import LayerReport, layer_report
 from vidgen.models.video import C3D, CNN3d, EarlyFusion, LateFusion, SingleFrame
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "CNN3d",
     "EarlyFusion",
     "LateFusion",
+    "LayerReport",
     "PixelCNN",
     "SingleFrame",
+    "layer_report",
     "load_checkpoint",
     "read_metadata",
     "save_checkpoint",
