@@ -103,6 +103,8 @@ def test_the_single_frame_network_sees_single_frames():
     report = vidgen.layer_report(SingleFrame(7), CLIP)
     assert {layer.receptive_field[0] for layer in report.layers} == {1}
     assert numbers(report)[-1] == ((20, 7), (1, 64, 64))
+    # the softmax after the last layer is not followed, and hides nothing
+    assert not report.notes
 
 
 # Published networks.

@@ -259,7 +259,7 @@ class _Run:
             notes.append(f"{outside:,} parameters are in no layer above")
         if strange := sorted({layer.kind for layer in self.layers if layer.macs is None}):
             notes.append(f"MAC of {', '.join(strange)} are not known and not in the sum")
-        if self.tracker.unknown:
+        if any(layer.receptive_field is None for layer in self.layers):
             after = ", ".join(dict.fromkeys(self.tracker.unknown))
             notes.append(f"receptive fields are unknown after: {after}")
         return tuple(notes)

@@ -230,7 +230,7 @@ class C3D(nn.Module):
 
         - ``conv1 conv2 conv3a … fc8``, which is vidgen's own, too;
         - ``features.{0,3,6,8,11,13,16,18}`` and ``classifier.{0,3}``, with fc8 as ``classifier.6`` where it is there;
-        - ``backbone.conv1a.conv … backbone.fc7`` and ``cls_head.fc_cls``.
+        - ``backbone.conv1a.conv … backbone.fc7`` and ``cls_head.fc_cls``; also without ``backbone.``.
 
         Such weights were trained with one ``pool5`` and one channel order, and no file says which.
 

@@ -5,6 +5,8 @@ Names of layers in the three common namings; weights and biases follow them afte
     conv1   conv2   conv3a  conv3b  conv4a  conv4b  conv5a  conv5b  fc6 fc7 fc8         vidgen's own, and most ports
     features.0 .3   .6      .8      .11     .13     .16     .18     classifier.0 .3 .6  one nn.Sequential each
     backbone.conv1a.conv …  the same names, "conv1a" for "conv1"    backbone.fc6 .fc7   cls_head.fc_cls
+
+The last is also known without ``backbone.``, as the weights of such a backbone alone are named.
 """
 
 from __future__ import annotations
@@ -29,7 +31,12 @@ _BACKBONE = (
     "backbone.fc7",
     "cls_head.fc_cls",
 )
-_LAYOUTS = {"conv1 … fc8": _OWN, "features.0 … classifier.3": _SEQUENTIAL, "backbone.conv1a.conv …": _BACKBONE}
+_LAYOUTS = {
+    "conv1 … fc8": _OWN,
+    "features.0 … classifier.3": _SEQUENTIAL,
+    "backbone.conv1a.conv …": _BACKBONE,
+    "conv1a.conv …": tuple(layer.removeprefix("backbone.") for layer in _BACKBONE),
+}
 _WRAPPERS = ("state_dict", "model_state_dict")
 _SHOWN = 5
 
@@ -80,7 +87,7 @@ def translated(
     """The weights under vidgen's names, checked against a model's own state dict.
 
     Args:
-        weights: by name, in one of the three namings.
+        weights: by name, in one of the namings above.
         own: the model's state dict; only names and shapes are read.
         kept: beginnings of names that are left out, and need not be there.
 
