@@ -231,6 +231,14 @@ def test_fields_are_those_of_the_gradient(layers):
     assert report.layers[-1].receptive_field == seen(model, size)
 
 
+def test_a_linear_layer_sees_what_its_inputs_see():
+    """Not the columns that pooling has left over."""
+    model, size = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4, 1), nn.Unflatten(1, (1, 1, 1))), (1, 11, 9)
+    report = vidgen.layer_report(model, size)
+    assert [layer.receptive_field for layer in report.layers[:3]] == [(4, 4), (4, 4), (8, 8)]
+    assert seen(model, size) == (8, 8)
+
+
 class Residual(nn.Module):
     """A residual block with a projection, and a dense layer."""
 
