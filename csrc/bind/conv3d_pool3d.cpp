@@ -131,8 +131,8 @@ Tensor pack_form(const Conv3dPool3d& p, Conv3dForm form, const Tensor& weight) {
   const PackedHeader head = header(p, form);
   std::memcpy(bytes, &head, sizeof head);
   const Tensor dense = torch::stable::contiguous(weight);
-  parallel_tasks(kernels().pack_tasks(p), 0, [&](int64_t task, void*) {
-    kernels().pack(p, form, dense.const_data_ptr(), bytes + sizeof head, task);
+  parallel_tasks(kernels().pack_tasks(p, form), kernels().pack_scratch_bytes(p, form), [&](int64_t task, void* memory) {
+    kernels().pack(p, form, dense.const_data_ptr(), bytes + sizeof head, task, memory);
   });
   return packed;
 }

@@ -29,8 +29,16 @@ double multiply_adds(const Conv3dPool3d& p, Conv3dForm form) {
   return pairs * double(shape.per_clip(p)) * shape.slices * shape.points;
 }
 
-int64_t pack_tasks(const Conv3dPool3d& p) {
-  return by_dtype(p.dtype, [&]<class E>(E*) { return pack_task_count(p.in_channels, p.out_channels, kLanes<E>); });
+int64_t pack_tasks(const Conv3dPool3d& p, Conv3dForm form) {
+  return by_dtype(p.dtype, [&]<class E>(E*) {
+    if (form == Conv3dForm::direct) return pack_task_count(p.in_channels, p.out_channels, kLanes<E>);
+    return slice_pack_tasks<Staged<E>>(p);
+  });
+}
+
+size_t pack_scratch_bytes(const Conv3dPool3d& p, Conv3dForm form) {
+  if (form == Conv3dForm::direct) return 0;
+  return by_dtype(p.dtype, [&]<class E>(E*) { return slice_pack_scratch<Staged<E>>(TileShape(p, form)); });
 }
 
 size_t packed_bytes(const Conv3dPool3d& p, Conv3dForm form) {
@@ -41,12 +49,12 @@ size_t packed_bytes(const Conv3dPool3d& p, Conv3dForm form) {
   });
 }
 
-void pack(const Conv3dPool3d& p, Conv3dForm form, const void* weight, void* packed, int64_t task) {
+void pack(const Conv3dPool3d& p, Conv3dForm form, const void* weight, void* packed, int64_t task, void* scratch) {
   by_dtype(p.dtype, [&]<class E>(E*) {
     if (form == Conv3dForm::direct) {
       pack_conv3d_direct<E>(p, weight, packed, task);
     } else if constexpr (sizeof(E) < 8) {
-      pack_slices<E>(p, form, weight, packed, task);
+      pack_slices<E>(p, form, weight, packed, task, scratch);
     }
   });
 }
@@ -81,8 +89,8 @@ void convert(Dtype dtype, const ClipView& from, const ClipView& to, int64_t chan
 
 }  // namespace
 
-const Conv3dPool3dTable conv3d_pool3d = {choose,       supports, pools_within, multiply_adds, pack_tasks,
-                                         packed_bytes, pack,     schedule,     run,           finish,
-                                         convert};
+const Conv3dPool3dTable conv3d_pool3d = {choose,     supports,           pools_within, multiply_adds,
+                                         pack_tasks, pack_scratch_bytes, packed_bytes, pack,
+                                         schedule,   run,                finish,       convert};
 
 }  // namespace vidgen::VIDGEN_ISA

@@ -57,9 +57,10 @@ struct Conv3dPool3dTable {
   double (*multiply_adds)(const Conv3dPool3d&, Conv3dForm);  // scalar ones, of one clip, transforms apart
 
   // Packing of an (O, I, kd, kh, kw) contiguous weight. Tasks may run concurrently.
-  int64_t (*pack_tasks)(const Conv3dPool3d&);
+  int64_t (*pack_tasks)(const Conv3dPool3d&, Conv3dForm);
+  size_t (*pack_scratch_bytes)(const Conv3dPool3d&, Conv3dForm);
   size_t (*packed_bytes)(const Conv3dPool3d&, Conv3dForm);
-  void (*pack)(const Conv3dPool3d&, Conv3dForm, const void* weight, void* packed, int64_t task);
+  void (*pack)(const Conv3dPool3d&, Conv3dForm, const void* weight, void* packed, int64_t task, void* scratch);
 
   Conv3dSchedule (*schedule)(const Conv3dPool3d&, Conv3dForm, int64_t batch, int64_t threads, int64_t cache_bytes);
   // Computes one task. `bias` may be null; it has the dtype of the clips.

@@ -103,21 +103,47 @@ void transform_taps(const Vec<S>* taps, int kernel_depth, Vec<S>* u) {
   }
 }
 
+// A task packs a whole panel for a few input channels. The products of a weight lie a whole matrix apart, in pages of
+// their own: what is written there is gathered in scratch first, so that it goes out some KiB at a time.
+constexpr int64_t kGatheredChannels = 8;
+
+template <class S>
+VIDGEN_INLINE int64_t slice_pack_tasks(const Conv3dPool3d& p) {
+  return Panels<S>(p.out_channels).count * divide_up(p.in_channels, kGatheredChannels);
+}
+
+template <class S>
+size_t slice_pack_scratch(const TileShape& shape) {
+  return size_t(shape.slices * shape.points) * kGatheredChannels * kPanel<S> * sizeof(S);
+}
+
 template <class E>
-void pack_slices(const Conv3dPool3d& p, Conv3dForm form, const void* weight, void* packed, int64_t task) {
+void pack_slices(const Conv3dPool3d& p, Conv3dForm form, const void* weight, void* packed, int64_t task,
+                 void* scratch) {
   using S = Staged<E>;
   TileShape shape(p, form);
   SliceWeights<S> layout(p, shape);
-  int64_t taps = p.kernel[0] * 9;
-  PackTask<E> part(p.in_channels, p.out_channels, taps, p.adjoint, weight, task);
-  int64_t width = Panels<S>(p.out_channels).vectors(part.panel) * kLanes<S>;
-  for (int64_t in = part.first; in < part.last; ++in) {
-    Vec<S> filter[27], u[144];
-    for_each_tap(part.weight + in * part.in_stride, part.lane_stride, part.lanes_used, taps,
-                 [&](int64_t tap, Vec<E> v) { filter[p.adjoint ? taps - 1 - tap : tap] = v; });
-    (form == Conv3dForm::winograd4 ? transform_taps<4, S> : transform_taps<2, S>)(filter, int(p.kernel[0]), u);
-    for (int i = 0; i < layout.products; ++i)
-      store_depth(const_cast<S*>(layout.at(packed, part.panel, width, i)), width, in, part.column, u[i]);
+  Panels<S> panels(p.out_channels);
+  int64_t taps = p.kernel[0] * 9, ranges = divide_up(p.in_channels, kGatheredChannels);
+  int64_t panel = task / ranges, first = task % ranges * kGatheredChannels;
+  int64_t count = smaller(kGatheredChannels, p.in_channels - first), rows = round_up(count, kDepthStep<S>);
+  int64_t width = panels.vectors(panel) * kLanes<S>, gathered = rows * width;
+  int64_t out_stride = p.adjoint ? taps : taps * p.in_channels, in_stride = p.adjoint ? taps * p.out_channels : taps;
+  S* block = static_cast<S*>(scratch);
+  for (int64_t column = 0; column < width; column += kLanes<S>) {
+    int64_t out = panels.first(panel) + column;
+    for (int64_t in = 0; in < count; ++in) {
+      Vec<S> filter[27], u[144];
+      for_each_tap(static_cast<const E*>(weight) + out * out_stride + (first + in) * in_stride, out_stride,
+                   smaller(kLanes<S>, p.out_channels - out), taps,
+                   [&](int64_t tap, Vec<E> v) { filter[p.adjoint ? taps - 1 - tap : tap] = v; });
+      (form == Conv3dForm::winograd4 ? transform_taps<4, S> : transform_taps<2, S>)(filter, int(p.kernel[0]), u);
+      for (int i = 0; i < layout.products; ++i) store_depth(block + i * gathered, width, in, column, u[i]);
+    }
+  }
+  for (int i = 0; i < layout.products; ++i) {
+    S* to = const_cast<S*>(layout.at(packed, panel, width, i)) + first * width;
+    __builtin_memcpy(to, block + i * gathered, gathered * sizeof(S));
   }
 }
 

@@ -139,7 +139,9 @@ def _aten_grad_weight(grad: Tensor, x: Tensor, kernel_size: Sequence[int], paddi
     symmetric = all(padding[2 * i] == padding[2 * i + 1] for i in range(3))
     around = list(padding[::2]) if symmetric else [0, 0, 0]
     x = x if symmetric else _padded(x, padding)
-    weight = x.new_empty((grad.shape[1], x.shape[1], *kernel_size))
+    # only its size and layout are read: with x's layout, PyTorch's kernels need no copy of their own
+    size, layout = (grad.shape[1], x.shape[1], *kernel_size), memory_format_of(x)
+    weight = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
     ones, only_weight = [1, 1, 1], [False, True, False]
     return torch.ops.aten.convolution_backward(
         grad, x, weight, None, ones, around, ones, False, [0, 0, 0], 1, only_weight
