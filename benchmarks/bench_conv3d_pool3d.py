@@ -319,7 +319,7 @@ def _cpu_case(problem: Problem, full: bool) -> Case:
         (openvino_peer.NAME, openvino_peer, "float32", direct),
         (f"{openvino_peer.NAME} bf16", openvino_peer, "bfloat16", direct_bf16),
     ):
-        if reason := peer.missing():
+        if reason := peer.missing(dtype):
             left_out[name] = reason
         else:
             inputs, build = partial(_peer_inputs, peer, problem, dtype), partial(_build_peer, peer, dtype)

@@ -3,7 +3,7 @@
 An adapter is a module with
 
 - `NAME`, for tables, and `DISTRIBUTION`, whose version is recorded with the results;
-- `missing()`: None where it can be used, else the reason in words;
+- `missing(dtype)`: None where it can compute in that dtype here, else the reason in words;
 - `convert(module, x)`: the model in the peer's own form, done once and not measured: a user deploys a converted file;
 - `load(model, threads=..., dtype=...)`: the call to be measured, from a contiguous float32 CPU tensor to one.
 

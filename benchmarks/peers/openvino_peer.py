@@ -16,7 +16,11 @@ DISTRIBUTION = "openvino"
 _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def missing() -> str | None:
+def missing(dtype: str = "float32") -> str | None:
+    # asking the library itself would load it, and start its threads, wherever cases are listed
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if dtype == "bfloat16" and not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16")):
+        return "torch sees no bfloat16 arithmetic in this processor"
     return first_missing("openvino")
 
 

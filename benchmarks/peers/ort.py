@@ -17,7 +17,9 @@ NAME = "ONNX Runtime"
 DISTRIBUTION = "onnxruntime"
 
 
-def missing() -> str | None:
+def missing(dtype: str = "float32") -> str | None:
+    if dtype != "float32":
+        return f"its CPU kernels do not compute convolutions in {dtype}"
     # onnx and onnxscript are what torch.onnx.export writes with
     return first_missing("onnxruntime", "onnx", "onnxscript")
 

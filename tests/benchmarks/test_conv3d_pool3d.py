@@ -263,12 +263,13 @@ def test_every_layer_is_packed_for_the_size_that_it_will_see(monkeypatch: pytest
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_measures_or_says_why_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem("one", (1, 3, 4, 6, 6), (Layer(4),))
+    dtype = "bfloat16" if "bf16" in name else "float32"
 
     def case() -> Case:
         return bench._cpu_case(problem, full=False)
 
-    assert (name in {one.name for one in case().contenders}) == (PEERS[name].missing() is None)
-    monkeypatch.setattr(PEERS[name], "missing", lambda: "it is not installed")
+    assert (name in {one.name for one in case().contenders}) == (PEERS[name].missing(dtype) is None)
+    monkeypatch.setattr(PEERS[name], "missing", lambda _: "it is not installed")
     assert name not in {one.name for one in case().contenders}
     assert case().left_out[name] == "it is not installed"
     row = measure(replace(case(), contenders=case().contenders[:1]), budget_s=0.0, clock=NoClock())

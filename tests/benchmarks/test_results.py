@@ -112,6 +112,7 @@ def test_measuring_one_op_leaves_the_samples_of_others_as_they_are(tmp_path: Pat
     both = stored(entry("eager", [1.0]))
     both["rows"] += [stored(entry("eager", [2.0]), op="other")["rows"][0]]
     results.save(tmp_path, both)
+    assert [row["op"] for row in results.load(tmp_path / "op-cpu.json")["rows"]] == ["op"]
     untouched = (tmp_path / "op-cpu.json").read_bytes()
     later = stored(entry("eager", [3.0]), op="other") | {"created": "2001-01-01T00:00:00", "peaks": {"float32": 7.0}}
     results.save(tmp_path, later)
