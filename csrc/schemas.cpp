@@ -48,8 +48,7 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
   m.def(
       "conv3d_pool3d_grad_preactivation(Tensor grad_output, Tensor x, Tensor weight, Tensor? bias, int[] padding, "
       "str activation, int[] pool, bool ceil_mode, str algorithm, str? impl) -> Tensor");
-  m.def(
-      "conv3d_pool3d_grad_input(Tensor grad, Tensor weight, int[] padding, str algorithm, str? impl) -> Tensor");
+  m.def("conv3d_pool3d_grad_input(Tensor grad, Tensor weight, int[] padding, str algorithm, str? impl) -> Tensor");
   m.def(
       "conv3d_pool3d_grad_weight(Tensor grad, Tensor x, int[] kernel_size, int[] padding, str algorithm, str? impl) "
       "-> Tensor");
@@ -64,8 +63,7 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
       "conv3d_pool3d_grad_weight_reference(Tensor grad, Tensor x, int[] kernel_size, int[] padding, str why) "
       "-> Tensor");
   // The weight in the layout of one form of this machine's CPU kernel, chosen for clips of input_size (empty: unknown).
-  m.def(
-      "conv3d_pool3d_pack(Tensor weight, int[] input_size, int[] padding, int[] pool, str algorithm) -> Tensor");
+  m.def("conv3d_pool3d_pack(Tensor weight, int[] input_size, int[] padding, int[] pool, str algorithm) -> Tensor");
   m.def(
       "conv3d_pool3d_packed_bytes(int[] weight_size, ScalarType dtype, int[] input_size, int[] padding, int[] pool, "
       "str algorithm) -> int");

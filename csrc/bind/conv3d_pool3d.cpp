@@ -148,7 +148,8 @@ Conv3dForm form_of(const Conv3dPool3d& p, const Tensor& packed, bool only_direct
         std::memcmp(packed.const_data_ptr(), &expected, sizeof expected) == 0)
       return form;
   }
-  check(false, "packed must be what conv3d_pool3d_pack gives for this weight, dtype and algorithm on this machine, got ",
+  check(false,
+        "packed must be what conv3d_pool3d_pack gives for this weight, dtype and algorithm on this machine, got ",
         packed.numel(), " other bytes; pack again");
   return Conv3dForm::direct;
 }
@@ -160,8 +161,7 @@ void convolve(const Conv3dPool3d& p, const Tensor& x, const Tensor& weight, cons
   const Tensor weights = packed.has_value() ? *packed : pack_form(p, form, weight);
   const Tensor read = form == Conv3dForm::direct ? x : with_adjacent_channels(x);
   const int64_t written[] = {out.size(2), out.size(3), out.size(4)};
-  const Tensor result =
-      channels_adjacent(out) ? out : empty_clip(out.size(0), out.size(1), written, out, true);
+  const Tensor result = channels_adjacent(out) ? out : empty_clip(out.size(0), out.size(1), written, out, true);
   const Tensor routed = grad == nullptr ? Tensor() : with_adjacent_channels(*grad);
   const ClipView gradient = grad == nullptr ? ClipView{} : view(routed);
   const Conv3dTarget target{view(result), grad == nullptr ? nullptr : &gradient};
@@ -184,8 +184,7 @@ void convolve(const Conv3dPool3d& p, const Tensor& x, const Tensor& weight, cons
     const Tensor z = empty_clip(x.size(0), p.out_channels, p.out_size, x, true);
     run(unpooled, {view(z), nullptr});
     const int64_t planes = (p.out_size[0] + p.pool[0] - 1) / p.pool[0];
-    parallel_tasks(x.size(0) * planes, 0,
-                   [&](int64_t task, void*) { kernels().finish(p, view(z), target, task); });
+    parallel_tasks(x.size(0) * planes, 0, [&](int64_t task, void*) { kernels().finish(p, view(z), target, task); });
   }
   if (!channels_adjacent(out)) convert(result, out);
 }
@@ -294,8 +293,7 @@ std::tuple<std::string, double> describe_plan(Tensor x, Tensor weight, Sizes pad
   Conv3dPool3d p = problem(sizes(weight), clip_size(x), padding, x.scalar_type());
   add_pooling(p, "relu", pool, ceil_mode);
   const Conv3dForm form = kernels().choose(p, direct_only(algorithm));
-  const Conv3dSchedule s =
-      kernels().schedule(p, form, x.size(0), torch::stable::get_num_threads(), cache_bytes());
+  const Conv3dSchedule s = kernels().schedule(p, form, x.size(0), torch::stable::get_num_threads(), cache_bytes());
   std::ostringstream text;
   if (form == Conv3dForm::direct) {
     text << "direct, " << s.block[0] << " x " << s.block[1] << " x " << s.block[2] << " outputs";

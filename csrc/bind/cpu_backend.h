@@ -33,7 +33,8 @@ inline bool direct_only(const std::string& algorithm) {
 
 // Which backend a call asked for: `impl`, else VIDGEN_IMPL, else the kernel if it knows the dtype. Returns the
 // reason to warn with when the reference stands in, "" when it was asked for, nothing when the kernel runs.
-inline std::optional<std::string> handed_over(const char* op, const std::optional<std::string>& impl, ScalarType dtype) {
+inline std::optional<std::string> handed_over(const char* op, const std::optional<std::string>& impl,
+                                              ScalarType dtype) {
   const char* process_wide = std::getenv("VIDGEN_IMPL");
   const std::string choice = impl.has_value() ? *impl : process_wide != nullptr ? process_wide : "";
   if (choice == "reference") return "";

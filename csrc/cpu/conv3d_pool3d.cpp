@@ -89,8 +89,8 @@ void convert(Dtype dtype, const ClipView& from, const ClipView& to, int64_t chan
 
 }  // namespace
 
-const Conv3dPool3dTable conv3d_pool3d = {choose,     supports,           pools_within, multiply_adds,
-                                         pack_tasks, pack_scratch_bytes, packed_bytes, pack,
-                                         schedule,   run,                finish,       convert};
+const Conv3dPool3dTable conv3d_pool3d = {
+    choose,       supports, pools_within, multiply_adds, pack_tasks, pack_scratch_bytes,
+    packed_bytes, pack,     schedule,     run,           finish,     convert};
 
 }  // namespace vidgen::VIDGEN_ISA

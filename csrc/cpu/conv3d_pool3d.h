@@ -34,11 +34,11 @@ struct Conv3dPool3d {
 enum class Conv3dForm : int { direct, winograd2, winograd4 };
 
 struct Conv3dSchedule {
-  int64_t tiles;            // Winograd: tiles of one task
-  int64_t block[3];         // direct: outputs of one task
-  int64_t panels, groups;   // Winograd: panels of output channels of one task; how many tasks share its tiles
+  int64_t tiles;           // Winograd: tiles of one task
+  int64_t block[3];        // direct: outputs of one task
+  int64_t panels, groups;  // Winograd: panels of output channels of one task; how many tasks share its tiles
   int64_t tasks;
-  size_t scratch_bytes;     // of one task; 64-byte aligned
+  size_t scratch_bytes;  // of one task; 64-byte aligned
 };
 
 // Where results go. With `grad` the kernel writes, instead of pooled activations, the gradient of what the activation

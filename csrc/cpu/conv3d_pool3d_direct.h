@@ -3,8 +3,8 @@
 // A task computes a block of outputs (whole pooling windows, some 512 pixels) for all output channels. It stages what
 // the block reads, zero-padded, pixels of channels next to each other; the taps of a kernel row are then one contiguous
 // run of kw * channels values, so a kernel is kd * kh runs and needs no im2col. Per panel of output channels (64 with
-// AVX-512) all pixels pass through the register tile of gemm.h into a buffer of 128 KiB that stays in L2, and from there
-// through bias, activation and pooling to memory: what is not pooled never leaves the cache.
+// AVX-512) all pixels pass through the register tile of gemm.h into a buffer of 128 KiB that stays in L2, and from
+// there through bias, activation and pooling to memory: what is not pooled never leaves the cache.
 #pragma once
 
 #include "conv3d_pool3d_finish.h"
@@ -12,9 +12,9 @@
 
 namespace vidgen::VIDGEN_ISA {
 
-constexpr int64_t kConvChunk = 128;            // rows of B per visit: keeps the error below twice an eager convolution's
-constexpr int64_t kBlockPixels = 512;          // of one task, about
-constexpr int64_t kStagedBytes = 512 << 10;    // of one task's input, at most if a window allows it
+constexpr int64_t kConvChunk = 128;          // rows of B per visit: keeps the error below twice an eager convolution's
+constexpr int64_t kBlockPixels = 512;        // of one task, about
+constexpr int64_t kStagedBytes = 512 << 10;  // of one task's input, at most if a window allows it
 
 // Packed weights: [panel][tap][input channel][output channel].
 template <class S>
@@ -26,9 +26,7 @@ struct Conv3dDirectWeights {
       : channel_pitch(round_up(p.in_channels, kDepthStep<S>)),
         depth(p.kernel[0] * p.kernel[1] * p.kernel[2] * channel_pitch) {}
 
-  size_t bytes(const Conv3dPool3d& p) const {
-    return depth * Panels<S>(p.out_channels).padded_channels() * sizeof(S);
-  }
+  size_t bytes(const Conv3dPool3d& p) const { return depth * Panels<S>(p.out_channels).padded_channels() * sizeof(S); }
   const S* panel(const void* packed, int64_t i) const { return static_cast<const S*>(packed) + i * kPanel<S> * depth; }
 };
 
@@ -69,8 +67,7 @@ struct Conv3dDirectTask {
 
   void list_runs(const Conv3dPool3d& p) {
     for (int64_t d = 0, i = 0; d < p.kernel[0]; ++d) {
-      for (int64_t h = 0; h < p.kernel[1]; ++h, ++i)
-        run[i] = {(d * rows + h) * columns * pitch, p.kernel[2] * pitch};
+      for (int64_t h = 0; h < p.kernel[1]; ++h, ++i) run[i] = {(d * rows + h) * columns * pitch, p.kernel[2] * pitch};
     }
   }
 
@@ -85,7 +82,8 @@ struct Conv3dDirectTask {
       for (int64_t h = 0; h < rows; ++h) {
         S* out = staged + (d * rows + h) * line;
         int64_t row = first[1] - p.before[1] + h;
-        if (depth < 0 || depth >= p.in_size[0] || row < 0 || row >= p.in_size[1] || width == 0) {
+        if (depth < 0 || depth >= p.in_size[0]) break;  // no tap reads there, see below
+        if (row < 0 || row >= p.in_size[1] || width == 0) {
           zero(out, line);
           continue;
         }
@@ -146,7 +144,7 @@ Conv3dSchedule schedule_conv3d_direct(const Conv3dPool3d& p, int64_t batch, int6
 
 template <class E>
 void run_conv3d_direct(const Conv3dPool3d& p, const Conv3dSchedule& s, const ClipView& x, const void* packed,
-                const void* bias, const Conv3dTarget& target, int64_t task, void* scratch) {
+                       const void* bias, const Conv3dTarget& target, int64_t task, void* scratch) {
   using S = Staged<E>;
   int64_t first[3], size[3], n = task;
   for (int axis = 2; axis >= 0; --axis) {
@@ -175,8 +173,12 @@ void run_conv3d_direct(const Conv3dPool3d& p, const Conv3dSchedule& s, const Cli
     for (int64_t d = 0; d < size[0]; ++d) {
       RowMap<S> map = pixels;
       map.base += d * plane;
-      multiply(map, size[1] * size[2], work.run, p.kernel[0] * p.kernel[1], weights.panel(packed, panel), vectors,
-               work.sums + d * size[1] * row, width, kConvChunk, none);
+      // planes of zeros before and after the clip are left out
+      int64_t depth = first[0] + d - p.before[0];
+      int64_t begin = larger(0, -depth), end = larger(begin, smaller(p.kernel[0], p.in_size[0] - depth));
+      int64_t skipped = begin * p.kernel[1] * p.kernel[2] * work.pitch * width;
+      multiply(map, size[1] * size[2], work.run + begin * p.kernel[1], (end - begin) * p.kernel[1],
+               weights.panel(packed, panel) + skipped, vectors, work.sums + d * size[1] * row, width, kConvChunk, none);
     }
     for (int j = 0; j < vectors; ++j) {
       int64_t channel = panels.first(panel) + j * kLanes<S>;
@@ -184,8 +186,8 @@ void run_conv3d_direct(const Conv3dPool3d& p, const Conv3dSchedule& s, const Cli
                       {size[1] * row, row, width},
                       {first[0], first[1], first[2]},
                       {size[0], size[1], size[2]}};
-      finish_box<E, Acc<S>>(p, box, static_cast<const E*>(bias), {channel, smaller(kLanes<E>, p.out_channels - channel)},
-                            target, n);
+      finish_box<E, Acc<S>>(p, box, static_cast<const E*>(bias),
+                            {channel, smaller(kLanes<E>, p.out_channels - channel)}, target, n);
     }
   }
 }

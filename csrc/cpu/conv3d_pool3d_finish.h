@@ -22,7 +22,8 @@ VIDGEN_INLINE Vec<E> rectified(Vec<E> v) {
   return v < 0 ? Vec<E>{} : v;
 }
 
-// z of one vector of channels: position (d, h, w) of the box is at values + d * stride[0] + h * stride[1] + w * stride[2].
+// z of one vector of channels: position (d, h, w) of the box is at values + d * stride[0] + h * stride[1] + w *
+// stride[2].
 template <class V>
 struct Box {
   const V* values;
@@ -106,11 +107,11 @@ void store_activations(const Conv3dPool3d& p, const Box<V>& box, Vec<E> bias, La
   for_each_window(p, box, [&](const Window& window, const int64_t* at, bool kept) __attribute__((always_inline)) {
     if (!kept) return;
     Vec<E> maximum{};
-    for_each_position(box, window, [&](const V* from, int32_t index, int64_t, int64_t, int64_t)
-                                       __attribute__((always_inline)) {
-      Vec<E> v = load_lanes<V, E>(from, lanes.used);
-      maximum = index == 0 ? v : replaces<E>(v, maximum) ? v : maximum;
-    });
+    for_each_position(box, window,
+                      [&](const V* from, int32_t index, int64_t, int64_t, int64_t) __attribute__((always_inline)) {
+                        Vec<E> v = load_lanes<V, E>(from, lanes.used);
+                        maximum = index == 0 ? v : replaces<E>(v, maximum) ? v : maximum;
+                      });
     maximum += bias;
     E* to = element_at<E>(y, n, at[0], at[1], at[2], lanes.first);
     store_lanes(to, p.relu ? rectified<E>(maximum) : maximum, lanes.used);
@@ -124,22 +125,23 @@ void store_gradient(const Conv3dPool3d& p, const Box<V>& box, Vec<E> bias, Lanes
     Vec<E> maximum{}, gradient{};
     IntVec<E> winner{};
     if (kept) {
-      for_each_position(box, window, [&](const V* from, int32_t index, int64_t, int64_t, int64_t)
-                                         __attribute__((always_inline)) {
-        Vec<E> v = load_lanes<V, E>(from, lanes.used) + bias;
-        IntVec<E> better = index == 0 ? IntVec<E>{} - 1 : replaces<E>(v, maximum);
-        maximum = better ? v : maximum;
-        winner = better ? IntVec<E>{} + index : winner;
-      });
+      for_each_position(box, window,
+                        [&](const V* from, int32_t index, int64_t, int64_t, int64_t) __attribute__((always_inline)) {
+                          Vec<E> v = load_lanes<V, E>(from, lanes.used) + bias;
+                          IntVec<E> better = index == 0 ? IntVec<E>{} - 1 : replaces<E>(v, maximum);
+                          maximum = better ? v : maximum;
+                          winner = better ? IntVec<E>{} + index : winner;
+                        });
       gradient = load_lanes<E, E>(element_at<E>(*target.grad, n, at[0], at[1], at[2], lanes.first), lanes.used);
       if (p.relu) gradient = maximum <= 0 ? Vec<E>{} : gradient;
     }
-    for_each_position(box, window, [&](const V*, int32_t index, int64_t d, int64_t h, int64_t w)
-                                       __attribute__((always_inline)) {
-      Vec<E> v = winner == IntVec<E>{} + index ? gradient : Vec<E>{};
-      store_lanes(element_at<E>(target.out, n, box.origin[0] + d, box.origin[1] + h, box.origin[2] + w, lanes.first), v,
-                  lanes.used);
-    });
+    for_each_position(
+        box, window, [&](const V*, int32_t index, int64_t d, int64_t h, int64_t w) __attribute__((always_inline)) {
+          Vec<E> v = winner == IntVec<E>{} + index ? gradient : Vec<E>{};
+          store_lanes(
+              element_at<E>(target.out, n, box.origin[0] + d, box.origin[1] + h, box.origin[2] + w, lanes.first), v,
+              lanes.used);
+        });
   });
 }
 

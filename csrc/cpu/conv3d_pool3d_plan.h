@@ -1,8 +1,8 @@
 // The cost model: which form computes a convolution, and what a task of it takes on.
 //
-// The form is chosen for one clip, from the problem and the instruction set alone, so that the bits of a clip are always
-// the same. The schedule weighs the weights that every task streams against what no longer fits into the cache; it also
-// knows the batch, the threads and the cache at hand, since no bit depends on it.
+// The form is chosen for one clip, from the problem and the instruction set alone, so that the bits of a clip are
+// always the same. The schedule weighs the weights that every task streams against what no longer fits into the cache;
+// it also knows the batch, the threads and the cache at hand, since no bit depends on it.
 #pragma once
 
 #include "conv3d_pool3d_direct.h"
@@ -11,12 +11,12 @@
 
 namespace vidgen::VIDGEN_ISA {
 
-constexpr int64_t kAssumedCache = 1 << 20;    // of a core, where the form is chosen
-constexpr double kSliceTransform = 12;        // a vector of V or M through its transform, its cache misses included
-constexpr double kTilePlace = 150;            // finding a tile's pixels, per slice
-constexpr double kNearWeights = 8 << 20;      // weights up to this size stay in the last cache between tasks ...
-constexpr double kNearBytes = 4;              // ... and come from there at so many bytes per cycle,
-constexpr double kFarBytes = 4;               // larger ones from memory, which all threads share
+constexpr int64_t kAssumedCache = 1 << 20;  // of a core, where the form is chosen
+constexpr double kSliceTransform = 12;      // a vector of V or M through its transform, its cache misses included
+constexpr double kTilePlace = 150;          // finding a tile's pixels, per slice
+constexpr double kNearWeights = 8 << 20;    // weights up to this size stay in the last cache between tasks ...
+constexpr double kNearBytes = 4;            // ... and come from there at so many bytes per cycle,
+constexpr double kFarBytes = 4;             // larger ones from memory, which all threads share
 constexpr int64_t kTileCounts[] = {1, 2, 4, 6, 8, 12, 18, 24, 30, 36, 48, 60, 72, 96, 120, 144, 192, 240, 288, 384};
 
 template <class E>

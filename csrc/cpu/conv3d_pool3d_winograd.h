@@ -1,8 +1,8 @@
 // The Winograd forms: 3 x 3 x 3 and 1 x 3 x 3 kernels with fewer products than taps.
 //
-// F(2,3) along depth times F(m,3) along height and width, m = 4 or 2 (toom_cook.h has the transforms). An output tile of
-// 2 x m x m takes 4 (m+2)^2 products instead of 54 m^2: 6 times fewer for m = 4, 3.4 times for m = 2. Kernels of depth 1
-// have tiles of 1 x m x m and (m+2)^2 products: 4 and 2.25 times fewer.
+// F(2,3) along depth times F(m,3) along height and width, m = 4 or 2 (toom_cook.h has the transforms). An output tile
+// of 2 x m x m takes 4 (m+2)^2 products instead of 54 m^2: 6 times fewer for m = 4, 3.4 times for m = 2. Kernels of
+// depth 1 have tiles of 1 x m x m and (m+2)^2 products: 4 and 2.25 times fewer.
 //
 // Tiles are numbered through the whole batch; a task computes some tens of them for some panels of output channels, one
 // depth product ("slice") after the other. Per slice:

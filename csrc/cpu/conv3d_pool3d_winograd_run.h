@@ -9,13 +9,13 @@ namespace vidgen::VIDGEN_ISA {
 // tile, which the transforms touch together, lie in different sets of the cache.
 template <class S>
 struct SliceTask {
-  int64_t pitch;                     // of V, from tile to tile
-  int64_t width;                     // output channels of this task, whole vectors
-  int64_t v_stride, m_stride;        // from point to point
+  int64_t pitch;               // of V, from tile to tile
+  int64_t width;               // output channels of this task, whole vectors
+  int64_t v_stride, m_stride;  // from point to point
   S* v;
   Acc<S>*m, *sums;
-  const void** pixels;               // of one tile: a table of its plane and one of the plane that is added to it
-  const char* zeros;                 // a pixel outside the clip
+  const void** pixels;  // of one tile: a table of its plane and one of the plane that is added to it
+  const char* zeros;    // a pixel outside the clip
 
   SliceTask(const Conv3dPool3d& p, const TileShape& shape, int64_t tiles, int64_t panels, Arena& arena) {
     pitch = round_up(p.in_channels, kLanes<S>);
@@ -66,9 +66,8 @@ template <class E, int m>
 VIDGEN_INLINE void transform_tile(const void* const* pixel, const void* const* other, Acc<E> sign, int64_t channel,
                                   int64_t used, Staged<E>* out, int64_t v_stride) {
   constexpr int n = m + 2;
-  auto at = [&](const void* p) __attribute__((always_inline)) {
-    return load_lanes<E, E>(static_cast<const E*>(p) + channel, used);
-  };
+  auto at = [&](const void* p)
+                __attribute__((always_inline)) { return load_lanes<E, E>(static_cast<const E*>(p) + channel, used); };
   Vec<E> rows[n][n];
 #pragma GCC unroll 6
   for (int h = 0; h < n; ++h) {
@@ -84,9 +83,8 @@ VIDGEN_INLINE void transform_tile(const void* const* pixel, const void* const* o
   }
 #pragma GCC unroll 6
   for (int i = 0; i < n; ++i) {
-    transform_input<m, 3>(rows[i], [&](auto j, Vec<E> v) __attribute__((always_inline)) {
-      store(out + (j * n + i) * v_stride, v);
-    });
+    transform_input<m, 3>(
+        rows[i], [&](auto j, Vec<E> v) __attribute__((always_inline)) { store(out + (j * n + i) * v_stride, v); });
   }
 }
 
@@ -99,8 +97,8 @@ VIDGEN_INLINE void transform_back(const T* products, int64_t m_stride, const dou
 #pragma GCC unroll 6
   for (int j = 0; j < n; ++j) {
     Vec<T> y[m] = {};
-    transform_output<m, 3>([&](int i) __attribute__((always_inline)) { return load(products + (j * n + i) * m_stride); },
-                           y);
+    transform_output<m, 3>(
+        [&](int i) __attribute__((always_inline)) { return load(products + (j * n + i) * m_stride); }, y);
 #pragma GCC unroll 4
     for (int k = 0; k < m; ++k) rows[k][j] = y[k];
   }

@@ -264,8 +264,8 @@ void multiply(const RowMap<S>& map, int64_t rows, const Run* run, int64_t runs, 
   } while (runs > 0);
 }
 
-// One run of A, B streaming from memory: while the rows of A visit a chunk of B, the chunk behind it is fetched to L2, a
-// line per row of B. Four visits of a full panel fetch all of it.
+// One run of A, B streaming from memory: while the rows of A visit a chunk of B, the chunk behind it is fetched to L2,
+// a line per row of B. Four visits of a full panel fetch all of it.
 template <class S>
 void multiply_streaming(const S* a, int64_t pitch, int64_t rows, int64_t depth, const S* b, int vectors, Acc<S>* c,
                         int64_t c_pitch, int64_t chunk_depth) {

@@ -11,8 +11,8 @@
 
 namespace vidgen::VIDGEN_ISA {
 
-constexpr double kLargeScratch = .0125;                   // what a MiB of scratch adds, relatively
-constexpr double kImbalance = .0625;                      // what one task per image wastes: cores that wait, relatively
+constexpr double kLargeScratch = .0125;  // what a MiB of scratch adds, relatively
+constexpr double kImbalance = .0625;     // what one task per image wastes: cores that wait, relatively
 
 template <class E>
 double direct_cycles(const MaskedConv2d& p, const DirectTask<E>& task, int64_t block_rows) {

@@ -1,4 +1,5 @@
-// What the convolutions share: the type that is multiplied, scratch memory, panels of output channels and their packing.
+// What the convolutions share: the type that is multiplied, scratch memory, panels of output channels and their
+// packing.
 #pragma once
 
 #include "gemm.h"

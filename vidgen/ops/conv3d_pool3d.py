@@ -1,13 +1,14 @@
 r"""3-d convolution, bias, activation and max-pooling as one op: what 3-d CNNs consist of.
 
-    z[n, o, d, h, w] = bias[o] + Σ weight[o, c, p, q, r] · x[n, c, d + p - padding_d, h + q - padding_h, w + r - padding_w]
+    z[n, o, d, h, w] = bias[o] + Σ weight[o, c, p, q, r] · x[n, c, d + p - p₀, h + q - q₀, w + r - r₀]
                                c, p, q, r
-    y[n, o, d, h, w] = max of activation(z) over the window (kd·d + i, kh·h + j, kw·w + k), 0 ≤ i < kd, 0 ≤ j < kh, 0 ≤ k < kw
+    y[n, o, d, h, w] = max of activation(z) over the window (kd·d + i, kh·h + j, kw·w + k), i < kd, j < kh, k < kw
 
-with zero padding of the input, stride 1, and disjoint pooling windows (stride = window). Without `pool` y is activation(z).
-Windows that reach beyond z are dropped, or with `ceil_mode` cut short. The unpooled z is never stored: not by the forward,
-and neither z nor the positions of the maxima are kept for the backward, which computes them again. As in PyTorch the
-gradient of a window goes to the first of equal maxima, that of ReLU at zero is zero, and NaNs come through both.
+with (p₀, q₀, r₀) zeros before each axis, stride 1, and disjoint pooling windows (stride = window). Without `pool` y is
+activation(z). Windows that reach beyond z are dropped, or with `ceil_mode` cut short. The unpooled z is never stored:
+not by the forward, and neither z nor the positions of the maxima are kept for the backward, which computes them again.
+As in PyTorch the gradient of a window goes to the first of equal maxima, and that of ReLU at zero is zero. NaNs come
+through both; a Winograd form may spread one, or an infinity, over its tile of 2×4×4 outputs.
 
 Source: Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks" (2015) for the layers it serves;
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016) for the Winograd forms of the CPU kernel.
