@@ -17,7 +17,6 @@ from vidgen.kernels.gemm import INTERPRETED
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # relative rms; the interpreter cuts bfloat16 off where a GPU rounds
 BOUND = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 8e-3 if INTERPRETED else 4e-3}
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAMES = ("y", "grad_z", "grad_x", "grad_weight")
 
 PROBLEMS = [
@@ -34,6 +33,8 @@ PROBLEMS = [
     Clip(4, 3, (1, 1, 1), NONE, (4, 4, 4), False, (5, 6, 7)),
     Clip(2, 3, (1, 1, 1), NONE, (1, 4, 4), False, (2, 7, 5)),
 ]
+# 16-bit types go through the same code, and the interpreter is slow
+IN_16_BITS = [PROBLEMS[0], PROBLEMS[1], PROBLEMS[5]] if INTERPRETED else PROBLEMS
 HARD = [
     problem.with_values(values)
     for problem, values in [
@@ -67,7 +68,11 @@ def run(problem: Clip, x, weight, bias, grad_y, grad_z):
     )
 
 
-@pytest.mark.parametrize("problem", [p.with_dtype(d) for p, d in itertools.product(PROBLEMS, DTYPES)], ids=str)
+@pytest.mark.parametrize(
+    "problem",
+    PROBLEMS + [p.with_dtype(d) for p, d in itertools.product(IN_16_BITS, (torch.float16, torch.bfloat16))],
+    ids=str,
+)
 def test_agrees_with_float64(problem):
     x, weight, bias, grad_y, grad_z = problem.tensors(DEVICE)
     wanted = (*problem.answer(x, weight, bias, grad_y), *problem.adjoints(x, weight, grad_z))
@@ -84,7 +89,7 @@ def test_agrees_with_float64(problem):
 @pytest.mark.parametrize("problem", HARD, ids=str)
 def test_ties_and_what_is_no_number_go_where_they_go_in_pytorch(problem):
     """Sums of these values are exact, so every voxel is compared to the bit, and also with PyTorch's own pooling."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.bfloat16,) if INTERPRETED else (torch.float32, torch.bfloat16):
         problem = problem.with_dtype(dtype)
         x, weight, bias, grad_y, _ = problem.tensors(DEVICE)
         y, grad_z = problem.answer(x, weight, bias, grad_y)
@@ -101,7 +106,7 @@ def test_ties_and_what_is_no_number_go_where_they_go_in_pytorch(problem):
             assert torch.equal(torch.autograd.grad(eager, z, grad_y.cpu().double())[0], routed)
 
 
-@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[1], PROBLEMS[3]], ids=str)
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[3]], ids=str)
 def test_bits_do_not_depend_on_the_batch_around_nor_on_the_run(problem):
     x, weight, bias, grad_y, grad_z = problem.tensors(DEVICE)
     together = run(problem, x, weight, bias, grad_y, grad_z)
@@ -115,7 +120,7 @@ def test_bits_do_not_depend_on_the_batch_around_nor_on_the_run(problem):
             assert torch.equal(together[j][one], alone[j])
 
 
-@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[1]], ids=str)
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[3]], ids=str)
 def test_takes_any_strides(problem):
     given = problem.tensors(DEVICE)
     plain = run(problem, *given)
