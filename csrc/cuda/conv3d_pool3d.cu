@@ -8,8 +8,8 @@
 // are 8 voxels apart, so that the 8 lanes read 8 different banks for every width of window. A block is 2 warps of
 // voxels x 1 or 2 warps of channels: 64 pooled voxels of one depth, as 2 x 32, 4 x 16 or 8 x 8, whichever wastes least,
 // x 32 or 64 channels. In shared memory lie, as floats, the weights of these channels ([input channel][tap][channel],
-// at most 25.1 KB, loaded once) and the part of the clip that the windows' voxels and the taps reach: for conv1 and an
-// 8 x 8 tile 20.7 KB and 3 channels x 3 x 18 x 18 floats, 11.7 KB. Blocks stay and walk over tiles.
+// then the bias; at most 25.2 KB, loaded once) and the part of the clip that the windows' voxels and the taps reach:
+// for conv1 and an 8 x 8 tile 20.7 KB and 3 channels x 3 x 18 x 18 floats, 11.7 KB. Blocks stay and walk over tiles.
 //
 // Per tap a thread reads 8 weights (two 16-byte loads, one wavefront each: lanes of an octet share them) and 4 voxels
 // for 32 multiply-adds. The weights are read again for each place in the window, and no sum outlives its place. Where
@@ -29,6 +29,7 @@ constexpr int kVoxels = 4;       // pooled voxels of a thread
 constexpr int kLanesAcross = 8;  // lanes of a warp that differ in the column
 constexpr int kWarpVoxels = kVoxels * kLanesAcross;
 constexpr int kTileVoxels = kPixelWarps * kWarpVoxels;
+constexpr int kLeastBlocks = 3;  // of a multiprocessor, that is 168 registers; told nothing, nvcc spills for 128
 constexpr int kSharedFloats = 12 * 1024;  // what a block may have without asking
 
 struct Launch {
@@ -44,20 +45,22 @@ __host__ __device__ inline int weights_of(const Conv3dPool3dForward& p) {
   return p.in_channels * p.kernel.depth * p.kernel.height * p.kernel.width;
 }
 
-// Weights of the block's channels as floats, [input channel][tap][channel].
+// Weights of the block's channels as floats, [input channel][tap][channel], and behind them the bias.
 template <typename T>
 __device__ void load_weights(const Launch& launch, int first_channel, float* weights) {
   const Conv3dPool3dForward& p = launch.problem;
-  const int taps_high = p.kernel.height * p.kernel.width, taps = p.kernel.depth * taps_high;
-  for (int i = threadIdx.x; i < weights_of(p) * launch.channel_tile; i += blockDim.x) {
+  const int taps_high = p.kernel.height * p.kernel.width, taps = p.kernel.depth * taps_high, count = weights_of(p);
+  for (int i = threadIdx.x; i < (count + 1) * launch.channel_tile; i += blockDim.x) {
     const int channel = first_channel + i % launch.channel_tile, k = i / launch.channel_tile;
     const int in = k / taps, tap = k % taps;
     float value = 0.0f;
-    if (channel < p.out_channels) {
+    if (channel < p.out_channels && k < count) {
       const int64_t at =
           channel * p.weight_strides.outer + in * p.weight_strides.channel + tap / taps_high * p.weight_strides.plane +
           tap % taps_high / p.kernel.width * p.weight_strides.row + tap % p.kernel.width * p.weight_strides.column;
       value = to_float(static_cast<const T*>(p.weight)[at]);
+    } else if (channel < p.out_channels && p.bias != nullptr) {
+      value = to_float(static_cast<const T*>(p.bias)[channel]);
     }
     weights[i] = value;
   }
@@ -97,17 +100,19 @@ __device__ inline void row_of_part(float (&sums)[kOctet][kVoxels], const float* 
   }
 }
 
-// The same from one plane of the clip, which need not exist; `rows` and `columns` are where the thread's voxels
-// would find the kernel's first tap, and need not exist either.
+// The same from one plane of the clip, which need not exist. The thread's voxels find the tap's row `down` and its
+// first column `across` from the corner of their windows, and these need not exist either.
 template <typename T>
 __device__ inline void row_of_clip(float (&sums)[kOctet][kVoxels], const float* weights, int channel_tile,
                                    const Conv3dPool3dForward& p, const T* plane, bool exists,
-                                   const int (&rows)[kVoxels], const int (&columns)[kVoxels], int tap_row) {
+                                   const int (&y_rows)[kVoxels], const int (&y_columns)[kVoxels], int down,
+                                   int across) {
+#pragma unroll 1  // several taps at a time would not find registers for their addresses
   for (int tap = 0; tap < p.kernel.width; ++tap) {
     float voxels[kVoxels];
 #pragma unroll
     for (int j = 0; j < kVoxels; ++j) {
-      const int row = rows[j] + tap_row, column = columns[j] + tap;
+      const int row = y_rows[j] * p.pool.height + down, column = y_columns[j] * p.pool.width + across + tap;
       const bool inside = exists && row >= 0 && row < p.x_size.height && column >= 0 && column < p.x_size.width;
       voxels[j] = inside ? to_float(plane[row * p.x_strides.row + column * p.x_strides.column]) : 0.0f;
     }
@@ -139,11 +144,11 @@ __device__ void store_maxima(const Conv3dPool3dForward& p, const float (&best)[k
 
 // kWidth: width of the kernel, or 0 for any. kStaged: whether the clip's part comes through shared memory.
 template <typename T, int kWidth, bool kStaged>
-__global__ void __launch_bounds__(kMaxThreads) conv3d_pool3d_kernel(const Launch launch) {
+__global__ void __launch_bounds__(kMaxThreads, kLeastBlocks) conv3d_pool3d_kernel(const Launch launch) {
   extern __shared__ __align__(16) float shared[];
   const Conv3dPool3dForward& p = launch.problem;
   float* const weights = shared;
-  float* const part = shared + weights_of(p) * launch.channel_tile;
+  float* const part = shared + (weights_of(p) + 1) * launch.channel_tile;
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int octet = warp / kPixelWarps * kWarpChannels + lane / kLanesAcross * kOctet;  // within the block's channels
@@ -152,11 +157,6 @@ __global__ void __launch_bounds__(kMaxThreads) conv3d_pool3d_kernel(const Launch
 
   load_weights<T>(launch, first_channel, weights);
   if constexpr (!kStaged) __syncthreads();
-  float bias[kOctet];
-#pragma unroll
-  for (int c = 0; c < kOctet; ++c)
-    bias[c] =
-        channel + c < p.out_channels && p.bias != nullptr ? to_float(static_cast<const T*>(p.bias)[channel + c]) : 0.0f;
 
   for (int64_t t = blockIdx.x; t < launch.tiles; t += gridDim.x) {
     const int64_t plane = t / launch.tiles_across / launch.tiles_down, sample = plane / p.y_size.depth;
@@ -190,12 +190,7 @@ __global__ void __launch_bounds__(kMaxThreads) conv3d_pool3d_kernel(const Launch
       const int down = place / p.pool.width % p.pool.height, across = place % p.pool.width;
       const int deep = place / p.pool.width / p.pool.height;
       if (y_depth * p.pool.depth + deep >= p.z_size.depth) break;
-      int x_rows[kVoxels], x_columns[kVoxels];  // of the first tap
-#pragma unroll
-      for (int j = 0; j < kVoxels; ++j) {
-        x_rows[j] = y_rows[j] * p.pool.height + down - p.padding.height;
-        x_columns[j] = y_columns[j] * p.pool.width + across - p.padding.width;
-      }
+      const float* bias = weights + weights_of(p) * launch.channel_tile + octet;
       float sums[kOctet][kVoxels];
 #pragma unroll
       for (int c = 0; c < kOctet; ++c)
@@ -216,7 +211,7 @@ __global__ void __launch_bounds__(kMaxThreads) conv3d_pool3d_kernel(const Launch
               line += launch.part.width;
             } else {
               row_of_clip<T>(sums, weight, launch.channel_tile, p, source, x_depth >= 0 && x_depth < p.x_size.depth,
-                             x_rows, x_columns, tap_row);
+                             y_rows, y_columns, down + tap_row - p.padding.height, across - p.padding.width);
             }
             weight += p.kernel.width * launch.channel_tile;
           }
@@ -248,7 +243,7 @@ __global__ void __launch_bounds__(kMaxThreads) conv3d_pool3d_kernel(const Launch
 // output; of all where none fits.
 Launch plan(const Conv3dPool3dForward& p) {
   Launch launch{p};
-  const int weights = weights_of(p);
+  const int weights = weights_of(p) + 1;  // and the bias
   launch.channel_tile = p.out_channels > kWarpChannels && weights * 2 * kWarpChannels <= kSharedFloats / 2
                             ? 2 * kWarpChannels
                             : kWarpChannels;
@@ -288,7 +283,7 @@ cudaError_t conv3d_pool3d_forward(const Conv3dPool3dForward& p, cudaStream_t str
   Launch launch = plan(p);
   if (launch.tiles == 0 || p.out_channels == 0) return cudaSuccess;
   const Size& part = launch.part;
-  const size_t floats = static_cast<size_t>(weights_of(p)) * launch.channel_tile +
+  const size_t floats = static_cast<size_t>(weights_of(p) + 1) * launch.channel_tile +
                         static_cast<size_t>(p.in_channels) * part.depth * part.height * part.width;
   const void* kernel = p.dtype == Dtype::f32   ? kernel_for<float>(launch)
                        : p.dtype == Dtype::f16 ? kernel_for<__half>(launch)

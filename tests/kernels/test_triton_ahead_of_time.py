@@ -31,7 +31,7 @@ LAUNCHES = {
         (Clip(64, 128, pool=(2, 2, 2), size=(4, 28, 28), dtype=BF16, channels_last=True), "ieee", "y z x w"),
         (Clip(64, 128, pool=(1, 2, 2), size=(4, 28, 28), dtype=FP32), "tf32", "y z"),
         (Clip(3, 64, pool=(1, 2, 2), size=(4, 28, 28), dtype=FP16), "ieee", "y z w"),
-        (Clip(48, 64, (1, 3, 3), (0, 0, 1, 1, 1, 1), (3, 2, 1), True, (3, 7, 7), "identity"), "ieee", "y w"),
+        (Clip(48, 64, (1, 3, 3), (0, 0, 1, 1, 1, 1), (3, 2, 1), True, (3, 7, 7), "identity"), "ieee", "y"),
         (Clip(256, 256, (1, 1, 1), NONE, (4, 4, 4), size=(4, 8, 8), dtype=BF16, bias=False), "ieee", "z"),
     ],
 }
