@@ -24,25 +24,18 @@ fp32 partial sum. `_reduce_partials` adds the partials in the order of their run
 taps. No atomics, so the same input gives the same bits.
 
 Which tile runs is a function of the shape without N, the dtype and the GPU generation, so a sample's bits do not
-depend on the batch around it (masked_conv2d_tiles.py); VIDGEN_AUTOTUNE=1 gives that up (autotune.py).
+depend on the batch around it (tiles.py); VIDGEN_AUTOTUNE=1 gives that up (autotune.py).
 """
 
 from __future__ import annotations
-
-import contextlib
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from . import autotune
-from .masked_conv2d_tiles import Tile, convolve_candidates, convolve_tile, grad_weight_tile, split_pixels
-
-# Triton's interpreter multiplies the raw bits of bfloat16 in tl.dot, so there operands are widened first.
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-FEW_CHANNELS = 16  # below it, the channels of one tap do not fill a slice of the inner dimension
-SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from . import autotune, gemm
+from .gemm import multiply, sum_of_runs
+from .tiles import Tile, convolve_candidates, convolve_tile, grad_weight_tile, split_pixels
 
 
 @triton.jit
@@ -59,14 +52,6 @@ def _keeps(colour_in, colour_out, MASK_B: tl.constexpr):
         return colour_in <= colour_out
     else:
         return colour_in < colour_out
-
-
-@triton.jit
-def _multiply(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    if WIDEN:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["images"])
@@ -129,7 +114,7 @@ def _convolve(
         x_mask = inside & is_pixel[:, None] & is_lane[None, :]
         a = tl.load(x_pixel[:, None] + x_lane[None, :], mask=x_mask, other=0.0)  # [M, K]
         b = tl.load(w_channel[None, :] + w_lane[:, None], mask=is_channel[None, :] & is_lane[:, None], other=0.0)
-        acc = _multiply(a, b, acc, PRECISION, WIDEN)
+        acc = multiply(a, b, acc, PRECISION, WIDEN)
 
     if COLORS > 1:
         GROUP: tl.constexpr = IN // COLORS
@@ -146,7 +131,7 @@ def _convolve(
             w_lane = CENTRE * w_tap + c.to(tl.int64) * w_in
             a = tl.load(x_pixel[:, None] + x_lane[None, :], mask=is_pixel[:, None] & is_lane[None, :], other=0.0)
             b = tl.load(w_channel[None, :] + w_lane[:, None], mask=kept[None, :] & is_lane[:, None], other=0.0)
-            part = _multiply(a, b, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION, WIDEN)
+            part = multiply(a, b, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION, WIDEN)
             acc += tl.where(kept[None, :], part, 0.0)
 
     if HAS_BIAS:
@@ -211,7 +196,7 @@ def _grad_weight(
         x_pixel = image * x_n + row.to(tl.int64) * x_h + column.to(tl.int64) * x_w
         a = tl.load(g_channel[:, None] + g_pixel[None, :], mask=is_channel[:, None] & is_pixel[None, :], other=0.0)
         b = tl.load(x_lane + x_pixel[:, None], mask=inside & is_pixel[:, None] & is_lane[None, :], other=0.0)
-        acc = _multiply(a, b, acc, PRECISION, WIDEN)
+        acc = multiply(a, b, acc, PRECISION, WIDEN)
 
     at = (split.to(tl.int64) * OUT + channel[:, None]) * LANES + (tap * IN + c)[None, :]
     tl.store(partial + at, acc, mask=is_channel[:, None] & is_lane[None, :])
@@ -231,33 +216,8 @@ def _reduce_partials(
     kept = _keeps(_colour(c, IN, COLORS, INTERLEAVED), _colour(channel, OUT, COLORS, INTERLEAVED), MASK_B)
     kept = is_element & ((tap < ALL_TAPS // 2) | ((tap == ALL_TAPS // 2) & kept))
     at = partial + (channel * TAPS + tap) * IN + c
-    acc = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(splits):
-        acc += tl.load(at, mask=kept, other=0.0)
-        at += OUT * TAPS * IN
+    acc = sum_of_runs(at, kept, splits, OUT * TAPS * IN, BLOCK)
     tl.store(grad + element, acc.to(grad.dtype.element_ty), mask=is_element)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    if dtype != torch.float32:
-        return "ieee"
-    allowed = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return "tf32" if allowed == "tf32" else "ieee"
-
-
-def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
-def _capability(tensor: torch.Tensor) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (9, 0)
-
-
-def _like(x: torch.Tensor, channels: int) -> torch.Tensor:
-    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    size = (x.shape[0], channels, x.shape[2], x.shape[3])
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 def _run_convolve(
@@ -265,22 +225,22 @@ def _run_convolve(
     dilation: int, adjoint: bool,
 ) -> torch.Tensor:  # fmt: skip
     """`weight` is (channels written, channels read, kh, kw); rows of it are read along the channels read."""
-    weight = weight.contiguous(memory_format=torch.channels_last)
+    weight = gemm.channels_last_of(weight)
     channels_out, channels_in, kernel_h, kernel_w = weight.shape
-    y = _like(x, channels_out)
+    y = gemm.empty_image(x, channels_out, x.shape[2:])
     if y.numel() == 0:
         return y
-    flat = channels_in < FEW_CHANNELS
-    x = x if flat else x.contiguous(memory_format=torch.channels_last)
+    flat = channels_in < gemm.FEW_CHANNELS
+    x = x if flat else gemm.channels_last_of(x)
     height, width = x.shape[2:]
-    area, pixels, precision = height * width, x.shape[0] * height * width, _precision(x.dtype)
+    area, pixels, precision = height * width, x.shape[0] * height * width, gemm.precision_of(x.dtype)
     constants = {
         "IN": channels_in, "OUT": channels_out, "KERNEL_H": kernel_h, "KERNEL_W": kernel_w, "DILATION": dilation,
         "MASK_B": mask == "B", "COLORS": colors, "INTERLEAVED": color_layout == "interleaved", "ADJOINT": adjoint,
         "HAS_BIAS": bias is not None, "FLAT": flat, "WIDE": pixels > 2**30, "PRECISION": precision,
-        "WIDEN": INTERPRETED and x.dtype == torch.bfloat16,
+        "WIDEN": gemm.needs_widening(x.dtype),
     }  # fmt: skip
-    capability = _capability(x)
+    capability = gemm.capability_of(x)
 
     def launch(tile: Tile) -> None:
         grid = (triton.cdiv(pixels, tile.m) * triton.cdiv(channels_out, tile.n),)
@@ -289,7 +249,7 @@ def _run_convolve(
             weight.stride(3 if kernel_w > 1 else 2), y.stride(0), y.stride(1), y.stride(3), **constants, **tile.meta(),
         )  # fmt: skip
 
-    with _on(x):
+    with gemm.on_device_of(x):
         tile = convolve_tile(channels_in, channels_out, area, x.element_size(), precision, capability)
         if autotune.enabled():
             key = ("masked_conv2d._convolve", str(x.dtype), area, *sorted(constants.items()), y.stride(1) == 1)
@@ -322,25 +282,25 @@ def grad_weight(
     (kernel_h, kernel_w), channels_out, channels_in = kernel_size, grad_output.shape[1], x.shape[1]
     grad = torch.empty((channels_out, channels_in, kernel_h, kernel_w), dtype=x.dtype, device=x.device)
     height, width = x.shape[2:]
-    area, pixels, precision = height * width, x.shape[0] * height * width, _precision(x.dtype)
+    area, pixels, precision = height * width, x.shape[0] * height * width, gemm.precision_of(x.dtype)
     taps = kernel_h * kernel_w // 2 + (1 if colors > 1 or mask == "B" else 0)
     if pixels == 0 or taps == 0:
         return grad.zero_()
-    flat = channels_in < FEW_CHANNELS
-    x = x if flat else x.contiguous(memory_format=torch.channels_last)
-    if channels_out >= FEW_CHANNELS:
-        grad_output = grad_output.contiguous(memory_format=torch.channels_last)
+    flat = channels_in < gemm.FEW_CHANNELS
+    x = x if flat else gemm.channels_last_of(x)
+    if channels_out >= gemm.FEW_CHANNELS:
+        grad_output = gemm.channels_last_of(grad_output)
     lanes = taps * channels_in if flat else channels_in
     constants = {
         "IN": channels_in, "OUT": channels_out, "TAPS": taps, "KERNEL_H": kernel_h, "KERNEL_W": kernel_w,
         "DILATION": dilation, "FLAT": flat, "WIDE": pixels > 2**30, "PRECISION": precision,
-        "WIDEN": INTERPRETED and x.dtype == torch.bfloat16,
+        "WIDEN": gemm.needs_widening(x.dtype),
     }  # fmt: skip
-    tile = grad_weight_tile(channels_out, lanes, x.element_size(), precision, _capability(x))
+    tile = grad_weight_tile(channels_out, lanes, x.element_size(), precision, gemm.capability_of(x))
     tiles = triton.cdiv(channels_out, tile.m) * triton.cdiv(lanes, tile.n) * (1 if flat else taps)
     run, splits = split_pixels(pixels, tiles, tile.k)
     partial = torch.empty(splits * channels_out * taps * channels_in, dtype=torch.float32, device=x.device)
-    with _on(x):
+    with gemm.on_device_of(x):
         _grad_weight[(tiles, splits)](
             grad_output, x, partial, x.shape[0], run, area, height, width, *grad_output.stride(), *x.stride(),
             **constants, **tile.meta(),

@@ -1,30 +1,12 @@
 // masked_conv2d_cuda: the CUDA C++ kernel as an op of its own, which the selector in vidgen/ops/masked_conv2d.py calls.
 // Checks, allocation, stream; built even where torch has no CUDA, loaded only where it has.
-#include "bind/tensors.h"
+#include "bind/cuda_tensors.h"
 #include "cuda/masked_conv2d.h"
 
 namespace vidgen {
 namespace {
 
-cuda::Dtype kernel_dtype(ScalarType dtype) {
-  check(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-        "the CUDA kernel computes float32, float16 and bfloat16 only");
-  return dtype == ScalarType::Float  ? cuda::Dtype::f32
-         : dtype == ScalarType::Half ? cuda::Dtype::f16
-                                     : cuda::Dtype::bf16;
-}
-
 cuda::Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
-
-void check_like(const char* name, const Tensor& t, const Tensor& x) {
-  check(t.is_cuda() && t.get_device_index() == x.get_device_index(), name, " must be on the CUDA device of x");
-  check(t.scalar_type() == x.scalar_type(), name, " must have the dtype of x");
-}
-
-int extent(const char* name, int64_t size) {
-  check(size <= 1 << 30, name, " must be at most 2^30, got ", size);
-  return static_cast<int>(size);
-}
 
 Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, std::string mask, int64_t colors,
                std::string color_layout, int64_t dilation) {
@@ -46,21 +28,15 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, std::string 
   check(colors >= 1 && weight.size(0) % colors == 0 && weight.size(1) % colors == 0, "colors (", colors,
         ") must divide the weight's channels, got ", weight.size(0), " and ", weight.size(1));
   check_like("weight", weight, x);
-  std::optional<Tensor> dense_bias;
-  if (bias.has_value()) {
-    check_like("bias", *bias, x);
-    check(bias->dim() == 1 && bias->size(0) == weight.size(0), "bias must have shape (", weight.size(0), "), got ",
-          sizes_of(*bias));
-  }
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  if (bias.has_value()) dense_bias = torch::stable::contiguous(*bias);
+  const std::optional<Tensor> dense = dense_bias(bias, weight, x);
   Tensor y = empty_image(x.size(0), weight.size(0), x.size(2), x.size(3), x, is_channels_last(x));
   if (y.numel() == 0) return y;
 
   cuda::MaskedConv2dForward p{};
   p.x = x.const_data_ptr();
   p.weight = weight.const_data_ptr();
-  p.bias = dense_bias ? dense_bias->const_data_ptr() : nullptr;
+  p.bias = dense ? dense->const_data_ptr() : nullptr;
   p.y = y.mutable_data_ptr();
   p.x_strides = strides_of(x);
   p.weight_strides = strides_of(weight);
@@ -77,9 +53,7 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, std::string 
   p.mask_b = mask == "B";
   p.interleaved = color_layout == "interleaved";
   p.dtype = kernel_dtype(x.scalar_type());
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  const cudaError_t error = cuda::masked_conv2d_forward(p, static_cast<cudaStream_t>(stream));
+  const cudaError_t error = cuda::masked_conv2d_forward(p, stream_of(x));
   check(error == cudaSuccess, "the CUDA kernel of masked_conv2d did not start: ", cudaGetErrorString(error));
   return y;
 }

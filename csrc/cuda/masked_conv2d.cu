@@ -16,23 +16,14 @@
 // happens. The sum runs over input channel, row, column, then the centre: an order that depends on nothing.
 #include "cuda/masked_conv2d.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include <algorithm>
+#include "cuda/direct.cuh"
 
 namespace vidgen::cuda {
 namespace {
 
-constexpr int kRun = 4;            // pixels of a thread
-constexpr int kOctet = 8;          // channels of a thread
-constexpr int kWarpPixels = 32;    // 8 runs
-constexpr int kWarpChannels = 32;  // 4 octets
-constexpr int kPixelWarps = 2;     // of a block
+constexpr int kRun = 4;          // pixels of a thread
+constexpr int kWarpPixels = 32;  // 8 runs
 constexpr int kTilePixels = kPixelWarps * kWarpPixels;
-constexpr int kMaxThreads = 32 * kPixelWarps * 2;
-constexpr int kBlocksPerMultiprocessor = 8;
 
 // How a thread gets its pixels: by windows of 12 floats, or one by one from the tile, or from the image itself.
 enum class Reach { window, tile, image };
@@ -48,13 +39,6 @@ struct Launch {
   int64_t tiles;
 };
 
-__device__ inline float to_float(float v) { return v; }
-__device__ inline float to_float(__half v) { return __half2float(v); }
-__device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ inline void from_float(float v, float& to) { to = v; }
-__device__ inline void from_float(float v, __half& to) { to = __float2half_rn(v); }
-__device__ inline void from_float(float v, __nv_bfloat16& to) { to = __float2bfloat16_rn(v); }
-
 __device__ inline int color_of(int channel, int channels, const MaskedConv2dForward& p) {
   return p.interleaved ? channel % p.colors : channel / (channels / p.colors);
 }
@@ -62,17 +46,6 @@ __device__ inline int color_of(int channel, int channels, const MaskedConv2dForw
 __device__ inline bool keeps_centre(int in, int out, const MaskedConv2dForward& p) {
   const int source = color_of(in, p.in_channels, p), reader = color_of(out, p.out_channels, p);
   return p.mask_b ? source <= reader : source < reader;
-}
-
-// Writes N neighbouring values in one access.
-template <typename T, int N>
-__device__ inline void store(T* to, const float (&values)[N]) {
-  struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Packet {
-    T value[N];
-  } packet;
-#pragma unroll
-  for (int i = 0; i < N; ++i) from_float(values[i], packet.value[i]);
-  *reinterpret_cast<Packet*>(to) = packet;
 }
 
 // Weights of the block's channels as floats, [input channel][kept tap, then the centre][channel].
@@ -107,15 +80,6 @@ __device__ void load_image(const Launch& launch, int64_t image, int top, int lef
       value = to_float(x[in * p.x_strides.channel + row * p.x_strides.row + column * p.x_strides.column]);
     tile[(in * rows + r) * launch.pitch + c] = value;
   }
-}
-
-__device__ inline void multiply_add(float (&sums)[kOctet][kRun], const float* weights, const float* pixels) {
-  const float4 low = *reinterpret_cast<const float4*>(weights), high = *reinterpret_cast<const float4*>(weights + 4);
-  const float weight[kOctet] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-  for (int c = 0; c < kOctet; ++c)
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) sums[c][j] = fmaf(weight[c], pixels[j], sums[c][j]);
 }
 
 // The taps [0, kTaps) of one kernel row of 7 at dilation 1; `row` points at the run's first pixel less 4, aligned.
@@ -279,8 +243,6 @@ __global__ void __launch_bounds__(kMaxThreads) masked_conv2d_kernel(const Launch
   }
 }
 
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 Launch plan(const MaskedConv2dForward& p, Reach reach) {
   Launch launch{p};
   launch.channel_tile = p.out_channels > kWarpChannels ? 2 * kWarpChannels : kWarpChannels;
@@ -326,23 +288,13 @@ cudaError_t masked_conv2d_forward(const MaskedConv2dForward& p, cudaStream_t str
                                                                : Reach::tile;
   Launch launch = plan(p, reach);
   if (launch.tiles == 0 || p.out_channels == 0) return cudaSuccess;
-  int device = 0, multiprocessors = 0;
-  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-      error != cudaSuccess)
-    return error;
-  const int channel_tiles = round_up(p.out_channels, launch.channel_tile) / launch.channel_tile;
-  const int64_t most_blocks = static_cast<int64_t>(multiprocessors) * kBlocksPerMultiprocessor;
-  const dim3 grid(static_cast<unsigned>(std::min(launch.tiles, most_blocks)), channel_tiles);
-  const dim3 block(32 * kPixelWarps * launch.channel_tile / kWarpChannels);
   const int taps = p.kernel_height * p.kernel_width / 2 + 1;
   const int tile_rows = reach == Reach::image ? 0 : launch.tile_height + launch.halo_above;
   const size_t floats = static_cast<size_t>(p.in_channels) * (taps * launch.channel_tile + tile_rows * launch.pitch);
   const void* kernel = p.dtype == Dtype::f32   ? kernel_for<float>(reach)
                        : p.dtype == Dtype::f16 ? kernel_for<__half>(reach)
                                                : kernel_for<__nv_bfloat16>(reach);
-  void* arguments[] = {&launch};
-  return cudaLaunchKernel(kernel, grid, block, arguments, floats * sizeof(float), stream);
+  return launch_walking(kernel, launch, p.out_channels, floats, stream);
 }
 
 }  // namespace vidgen::cuda

@@ -4,16 +4,11 @@
 // vidgen/ops/masked_conv2d.py.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
-#include <cstdint>
+#include "cuda/direct.h"
 
 namespace vidgen::cuda {
 
-enum class Dtype : int { f32, f16, bf16 };
-
-// What the kernel's shared memory and registers are laid out for; everything else may be of any size.
-inline constexpr int kMaxInChannels = 4;
+// Besides kMaxInChannels, what the kernel's shared memory is laid out for; everything else may be of any size.
 inline constexpr int kMaxKernel = 7;
 
 // An image batch or a weight by its strides: (N, C, H, W) or (Cout, Cin, kh, kw).

@@ -10,7 +10,7 @@ import contextlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
+
+from vidgen.kernels import gemm
 
 # bytes of shared memory that one block may have, by compute capability
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -44,8 +46,8 @@ class Resources:
 
 
 @contextlib.contextmanager
-def recorded(module: ModuleType, capability: tuple[int, int]) -> Iterator[list[Launch]]:
-    """Collects the launches of `module`'s kernels instead of performing them; launchers see `capability`."""
+def recorded(capability: tuple[int, int]) -> Iterator[list[Launch]]:
+    """Collects the launches of kernels instead of performing them; launchers see `capability`."""
     launches: list[Launch] = []
 
     def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -55,7 +57,7 @@ def recorded(module: ModuleType, capability: tuple[int, int]) -> Iterator[list[L
 
     with (
         mock.patch.object(JITFunction, "run", record),
-        mock.patch.object(module, "_capability", return_value=capability),
+        mock.patch.object(gemm, "capability_of", return_value=capability),
     ):
         yield launches
 
@@ -101,9 +103,21 @@ def _resource_usage(cubin: bytes) -> tuple[int, int]:
     return registers, stack + local
 
 
-def entry_kernels(module: ModuleType) -> set[str]:
-    """The @triton.jit functions of a module that no other @triton.jit function of it calls."""
-    kernels = {name: value for name, value in vars(module).items() if isinstance(value, JITFunction)}
-    own = {name for name, value in kernels.items() if value.fn.__module__ == module.__name__}
-    called = {name for name in own for value in kernels.values() if re.search(rf"(?<!def )\b{name}\(", value.src)}
-    return own - called
+def entry_kernels(modules: Iterable[ModuleType]) -> set[str]:
+    """The @triton.jit functions of `modules`, as module.name, that no other of their @triton.jit functions calls."""
+    functions = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, JITFunction) and value.fn.__module__ == module.__name__
+    }
+    sources = [function.src for function in functions]
+    return {
+        qualified_name(function)
+        for function in functions
+        if not any(re.search(rf"(?<!def )\b{function.fn.__name__}\(", source) for source in sources)
+    }
+
+
+def qualified_name(kernel: JITFunction) -> str:
+    return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"

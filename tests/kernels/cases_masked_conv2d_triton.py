@@ -11,10 +11,11 @@ import torch
 
 from tests.kernels.problems import Problem, float32_precision, relative_error
 from vidgen.kernels import masked_conv2d as kernels
+from vidgen.kernels.gemm import INTERPRETED
 
-DEVICE = "cpu" if kernels.INTERPRETED else "cuda"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 # relative rms; the interpreter cuts bfloat16 off where a GPU rounds
-BOUND = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 8e-3 if kernels.INTERPRETED else 4e-3}
+BOUND = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 8e-3 if INTERPRETED else 4e-3}
 
 PROBLEMS = [
     Problem(1, 8, (7, 7), "A", size=(5, 9)),
@@ -161,7 +162,7 @@ def test_empty_images(shape):
     assert torch.equal(kernels.grad_weight(y, x, [3, 3], "B", 1, "interleaved", 1), torch.zeros_like(weight))
 
 
-@pytest.mark.skipif(kernels.INTERPRETED, reason="the interpreter has no tf32")
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no tf32")
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_tf32_where_torch_allows_it(problem):
     x, weight, bias, grad = problem.tensors(DEVICE)

@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 import torch
 
 from vidgen.kernels import autotune
-from vidgen.kernels.masked_conv2d_tiles import Tile, convolve_candidates, convolve_tile, split_pixels
+from vidgen.kernels.tiles import Tile, convolve_candidates, convolve_tile, split_pixels
 
 SHIPPED = Tile(128, 128, 64, 8, 3)
 FAST = Tile(64, 64, 64, 4, 3)

@@ -1,36 +1,20 @@
-"""CUDA C++ kernels compile without spilling, and compute the right thing when a CPU plays the GPU."""
+"""CUDA C++ kernels compile without spilling."""
 
-import itertools
-import os
 import re
-import shutil
 import subprocess
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
 
-from tests.kernels.problems import Problem, relative_error
+from tests.kernels.emulation import NVCC, ROOT
 
-ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
-
-
-def cuda_include() -> str:
-    """The folder of cuda_runtime.h, as nvcc itself would use it."""
-    dry = subprocess.run([NVCC, "-dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
-    top = re.search(r"^#\$ TOP=(.*)$", dry, re.MULTILINE)
-    return str(Path(top[1].strip()) / "include") if top else "/usr/local/cuda/include"
 
 
 def test_there_is_something_to_compile():
     assert SOURCES
 
 
-@needs_nvcc
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("architecture", ["80", "90a"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_compiles_without_spilling(source, architecture, tmp_path):
@@ -44,110 +28,8 @@ def test_compiles_without_spilling(source, architecture, tmp_path):
     assert set(spills) == {("0", "0", "0")}, report
 
 
-@pytest.fixture(scope="module")
-def emulation(tmp_path_factory):
-    """Builds the emulation under a sanitizer; returns what runs a problem on it."""
-    if NVCC is None:
-        pytest.skip("nvcc is not installed, and with it CUDA's headers")
-    folder = tmp_path_factory.mktemp("emulation")
-    include = ["-I", str(ROOT / "csrc"), "-isystem", cuda_include()]
-
-    def build(sanitizer: str) -> Path:
-        program = folder / sanitizer.replace(",", "_")
-        if not program.exists():
-            flags = ["-std=c++20", "-O1", "-w", "-pthread", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-            source = Path(__file__).with_name("cuda_emulation.cpp")
-            subprocess.run(["g++", *flags, *include, str(source), "-o", str(program)], check=True)
-        return program
-
-    def run(problem: Problem, x, weight, bias, sanitizer="address,undefined"):
-        (h, w), (kh, kw) = problem.size, problem.kernel
-        numbers = (
-            len(x), problem.cin, problem.cout, h, w, kh, kw, problem.dilation, problem.colors, problem.mask == "B",
-            problem.layout == "interleaved", {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}[problem.dtype],
-            problem.channels_last, bias is not None,
-        )  # fmt: skip
-        x = x.permute(0, 2, 3, 1) if problem.channels_last else x
-        given = [t.contiguous().view(torch.uint8).numpy().tobytes() for t in (x, weight, bias) if t is not None]
-        done = subprocess.run(
-            [build(sanitizer), *(str(int(n)) for n in numbers)], input=b"".join(given), capture_output=True
-        )
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        y = torch.frombuffer(bytearray(done.stdout), dtype=torch.uint8).view(problem.dtype)
-        if problem.channels_last:
-            return y.view(len(x), h, w, problem.cout).permute(0, 3, 1, 2)
-        return y.view(len(x), problem.cout, h, w)
-
-    return run
-
-
-PROBLEMS = [
-    Problem(1, 64, (7, 7), "A", size=(9, 12)),
-    Problem(3, 66, (7, 7), "A", 3, size=(8, 8)),
-    Problem(3, 36, (7, 7), "B", 3, "blocked", size=(5, 33), channels_last=True),
-    Problem(4, 72, (5, 7), "B", 2, size=(3, 18), channels_last=True),
-    Problem(4, 8, (3, 5), "A", 4, "blocked", dilation=4, size=(11, 7)),
-    Problem(2, 30, (7, 7), "B", dilation=2, size=(10, 16), bias=False),
-    Problem(3, 9, (7, 5), "B", 3, dilation=5, size=(17, 21), channels_last=True),
-    Problem(1, 1, (1, 1), "A", size=(1, 1)),
-    Problem(2, 5, (1, 7), "B", 1, size=(1, 40), batch=1),
-]
-BOUND = {torch.float32: 5e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
-
-
-@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-def test_emulated_kernel_agrees_with_float64(problem, emulation):
-    for dtype in (torch.float32, torch.float16, torch.bfloat16) if problem is PROBLEMS[2] else (problem.dtype,):
-        case = problem.with_dtype(dtype)
-        x, weight, bias, grad = case.tensors()
-        wanted, _, _ = case.answer(x, weight, bias, grad)
-        got = emulation(case, x, torch.where(case.keep(), weight, torch.nan), bias)
-        assert relative_error(got, wanted) < BOUND[dtype]
-
-
-@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[3], PROBLEMS[6], PROBLEMS[-1]], ids=str)
-def test_emulated_kernel_has_no_race(problem, emulation):
-    x, weight, bias, grad = problem.tensors()
-    got = emulation(problem, x, weight, bias, sanitizer="thread")
-    assert relative_error(got, problem.answer(x, weight, bias, grad)[0]) < BOUND[problem.dtype]
-
-
-@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[2], PROBLEMS[4], PROBLEMS[6]], ids=str)
-def test_emulated_kernel_lets_nothing_later_reach_an_earlier_output(problem, emulation):
-    x, weight, bias, _ = problem.tensors()
-    before = emulation(problem, x, weight, bias).flatten(2)
-    source, reader = problem.colour(problem.cin), problem.colour(problem.cout)
-    pixel, colour = x[0, 0].numel() // 2, 1
-    spoiled = x.contiguous().clone()
-    spoiled.flatten(2)[:, :, pixel + 1 :] = torch.nan
-    spoiled.flatten(2)[:, source >= colour, pixel] = torch.nan
-    after = emulation(problem, spoiled, weight, bias).flatten(2)
-    blind = reader < colour if problem.mask == "B" else reader <= colour
-    assert torch.equal(after[:, :, :pixel], before[:, :, :pixel])
-    assert torch.equal(after[:, blind, pixel], before[:, blind, pixel])
-
-
-def test_emulated_kernel_gives_a_sample_the_same_bits_in_any_batch(emulation):
-    problem = replace(PROBLEMS[1], batch=12)  # more tiles than blocks, so blocks walk
-    x, weight, bias, _ = problem.tensors()
-    together = emulation(problem, x, weight, bias)
-    for i in (0, 11):
-        assert torch.equal(together[i : i + 1], emulation(problem, x[i : i + 1], weight, bias))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(
-    "problem",
-    [p.with_dtype(d) for p, d in itertools.product(PROBLEMS, (torch.float32, torch.float16, torch.bfloat16))],
-    ids=str,
-)
-def test_kernel_agrees_with_float64_on_the_gpu(problem):
-    pytest.importorskip("vidgen.ops")
-    x, weight, bias, grad = problem.tensors("cuda")
-    wanted, _, _ = problem.answer(x, weight, bias, grad)
-    masked = torch.where(problem.keep().cuda(), weight, torch.nan)
-    got = torch.ops.vidgen.masked_conv2d_cuda(x, masked, bias, *problem.rule)
-    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
-    assert got.is_contiguous(memory_format=layout)
-    assert relative_error(got, wanted) < BOUND[problem.dtype]
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_every_kernel_is_emulated(source):
+    tests = ROOT / "tests" / "kernels"
+    assert (tests / f"emulate_{source.stem}.cpp").is_file()
+    assert (tests / f"test_cuda_{source.stem}.py").is_file()

@@ -12,12 +12,13 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from tests.kernels import aot
+from tests.kernels.clips import NONE, Clip
 from tests.kernels.problems import Problem, float32_precision
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 # launcher module -> (problem, precision of float32, which launchers), chosen so that every way through a kernel
-# (per tap or flat, coloured centre, adjoint, both layouts, each kind of product) is compiled somewhere
+# (per tap or flat, coloured centre, pooling window, adjoint, both layouts, each kind of product) is compiled somewhere
 LAUNCHES = {
     "masked_conv2d": [
         (Problem(128, 128, (3, 3), "B", size=(32, 32), dtype=BF16, channels_last=True), "ieee", "y x w"),
@@ -26,41 +27,56 @@ LAUNCHES = {
         (Problem(3, 96, (7, 7), "A", 3, size=(28, 28), dtype=FP16), "ieee", "y x w"),
         (Problem(64, 48, (5, 5), "B", size=(8, 8), dtype=FP32, channels_last=True), "ieee", "y w"),
     ],
+    "conv3d_pool3d": [
+        (Clip(64, 128, pool=(2, 2, 2), size=(4, 28, 28), dtype=BF16, channels_last=True), "ieee", "y z x w"),
+        (Clip(64, 128, pool=(1, 2, 2), size=(4, 28, 28), dtype=FP32), "tf32", "y z"),
+        (Clip(3, 64, pool=(1, 2, 2), size=(4, 28, 28), dtype=FP16), "ieee", "y z w"),
+        (Clip(48, 64, (1, 3, 3), (0, 0, 1, 1, 1, 1), (3, 2, 1), True, (3, 7, 7), "identity"), "ieee", "y"),
+        (Clip(256, 256, (1, 1, 1), NONE, (4, 4, 4), size=(4, 8, 8), dtype=BF16, bias=False), "ieee", "z"),
+    ],
 }
 
 
-def modules_with_kernels():
+def modules():
     folder = Path(__file__).parents[2] / "kernels"
     names = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
-    modules = {name: importlib.import_module(f"vidgen.kernels.{name}") for name in names}
-    return {name: module for name, module in modules.items() if aot.entry_kernels(module)}
+    return [importlib.import_module(f"vidgen.kernels.{name}") for name in names]
+
+
+def perform(module, problem, which):
+    if isinstance(problem, Clip):
+        x, weight, bias, grad_y, grad_z = problem.tensors()
+        adjoint = (problem.padding,)
+        if "z" in which:
+            module.grad_preactivation(grad_y, x, weight, bias, *problem.rule)
+    else:
+        x, weight, bias, grad_z = problem.tensors()
+        adjoint = problem.rule
+    if "y" in which:
+        module.forward(x, weight, bias, *problem.rule)
+    if "x" in which:
+        module.grad_input(grad_z, weight, *adjoint)
+    if "w" in which:
+        module.grad_weight(grad_z, x, list(problem.kernel), *adjoint)
 
 
 def launches(name, capability):
     module = importlib.import_module(f"vidgen.kernels.{name}")
     found = []
     for problem, precision, which in LAUNCHES[name]:
-        x, weight, bias, grad = problem.tensors()
-        with float32_precision(precision), aot.recorded(module, capability) as recorded:
-            if "y" in which:
-                module.forward(x, weight, bias, *problem.rule)
-            if "x" in which:
-                module.grad_input(grad, weight, *problem.rule)
-            if "w" in which:
-                module.grad_weight(grad, x, list(problem.kernel), *problem.rule)
+        with float32_precision(precision), aot.recorded(capability) as recorded:
+            perform(module, problem, which)
         found += [(f"{launch.kernel.__name__}-{problem}", launch) for launch in recorded]
     return found
 
 
 def test_there_is_something_to_compile():
-    assert modules_with_kernels()
+    assert aot.entry_kernels(modules())
 
 
 def test_every_kernel_is_compiled_by_a_launch():
-    for name, module in modules_with_kernels().items():
-        assert name in LAUNCHES, f"kernels/{name}.py has kernels that no case here launches"
-        launched = {launch.kernel.__name__ for _, launch in launches(name, (9, 0))}
-        assert aot.entry_kernels(module) <= launched
+    launched = {aot.qualified_name(launch.kernel) for name in LAUNCHES for _, launch in launches(name, (9, 0))}
+    assert aot.entry_kernels(modules()) == launched
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)], ids=lambda pair: f"sm_{pair[0]}{pair[1]}")
@@ -81,24 +97,23 @@ def test_compiles_without_spilling(name, capability):
     assert seen
 
 
-def test_matrix_units_multiply_where_they_may():
-    """bfloat16 goes through the newest matrix instruction, exact float32 through none."""
-    found = {}
-    for label, launch in launches("masked_conv2d", (9, 0)):
-        if launch.kernel.__name__ == "_convolve":
+@pytest.mark.parametrize("name", sorted(LAUNCHES))
+def test_matrix_units_multiply_where_they_may(name):
+    """16-bit and tf32 products go through the newest matrix instruction, exact float32 through none."""
+    for label, launch in launches(name, (9, 0)):
+        if launch.kernel.__name__ == "_convolve" and not launch.arguments["FLAT"]:
             ptx = aot.compile_launch(launch, 90)[0].asm["ptx"]
-            found[label] = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "fma"
-    of = {kind: {how for label, how in found.items() if kind in label} for kind in ("bfloat16", "float32-nchw")}
-    assert of == {"bfloat16": {"wgmma"}, "float32-nchw": {"wgmma"}}
-    assert {how for label, how in found.items() if "float32-nhwc" in label} == {"fma"}
+            found = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "fma"
+            exact = launch.arguments["x"].dtype == FP32 and launch.arguments["PRECISION"] == "ieee"
+            assert found == ("fma" if exact else "wgmma"), label
 
 
 @pytest.mark.parametrize("capability", [(8, 6), (12, 0)], ids=lambda pair: f"sm_{pair[0]}{pair[1]}")
-def test_the_tile_fits_the_shared_memory_of_smaller_cards(capability):
-    module = importlib.import_module("vidgen.kernels.masked_conv2d")
-    problem, precision, _ = LAUNCHES["masked_conv2d"][0]
-    x, weight, bias, _ = problem.tensors()
-    with float32_precision(precision), aot.recorded(module, capability) as recorded:
-        module.forward(x, weight, bias, *problem.rule)
+@pytest.mark.parametrize("name", sorted(LAUNCHES))
+def test_the_tile_fits_the_shared_memory_of_smaller_cards(name, capability):
+    module = importlib.import_module(f"vidgen.kernels.{name}")
+    problem, precision, _ = LAUNCHES[name][0]
+    with float32_precision(precision), aot.recorded(capability) as recorded:
+        perform(module, problem, "y")
     architecture = 10 * capability[0] + capability[1]
     assert aot.compile_launch(recorded[0], architecture)[1].shared_bytes <= aot.SHARED_MEMORY[architecture]

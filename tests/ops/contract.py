@@ -152,7 +152,8 @@ def _conv3d_pool3d_positional(sample: Sample, impl: str | None) -> tuple[Any, ..
 def _conv3d_pool3d_unsupported(sample: Sample, impl: str, dtype: torch.dtype) -> bool:
     weight = sample.tensors["weight"]
     assert weight is not None
-    return (impl == "cuda" and weight.shape[1] > 4) or (impl in ("cuda", "triton") and dtype == torch.float64)
+    few_weights = weight.shape[1] <= 4 and weight.shape[1:].numel() <= 196
+    return (impl == "cuda" and not few_weights) or (impl in ("cuda", "triton") and dtype == torch.float64)
 
 
 OPS = {

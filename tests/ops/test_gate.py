@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidgen.ops import backends, gate, self_check, source_hash
+from vidgen.ops import backends, gate, self_check, source_hash  # noqa: F401 (self_check registers the checks)
 from vidgen.ops.backends import TABLE, Backend
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_a_changed_source_is_refused_and_a_changed_comment_is_not(card):
     gate.reset()
     assert "source has changed since it was tested on compute capability 9.0" in gate.gate(OP, "triton", CARD)
     kernel.write_text(text)
-    imported = gate.PACKAGE / "kernels" / f"{OP}_tiles.py"
+    imported = gate.PACKAGE / "kernels" / "tiles.py"
     imported.write_text(imported.read_text().replace("8 if m", "4 if m"))
     gate.reset()
     assert "source has changed" in gate.gate(OP, "triton", CARD)
@@ -184,7 +184,7 @@ def test_every_gated_backend_has_a_self_check_and_a_hash():
                     assert gate.source_hash(op, row.name)
 
 
-@pytest.mark.parametrize("op", [OP, f"{OP}_grad_input", f"{OP}_grad_weight"])
+@pytest.mark.parametrize("op", sorted(TABLE))
 @pytest.mark.parametrize("fault", ["none", "one part in fifty", "one NaN", "raises"])
 def test_the_self_check_sees_a_wrong_kernel(op, fault, monkeypatch):
     reference = next(row.run for row in TABLE[op] if row.name == "reference")
@@ -194,17 +194,38 @@ def test_the_self_check_sees_a_wrong_kernel(op, fault, monkeypatch):
         if fault == "raises":
             raise RuntimeError("no kernel image")
         if fault == "one NaN":
-            out[0, 0, 0, 0] = torch.nan
+            out[(0,) * out.dim()] = torch.nan
         return out * 1.02 if fault == "one part in fifty" else out
 
-    row = Backend("triton", ("cuda",), lambda: None, lambda *args: None, faulty, gated=True)
+    gated = [row.name for row in TABLE[op] if row.gated]
+    rows = [Backend(name, ("cuda",), lambda: None, lambda *args: None, faulty, gated=True) for name in gated]
+    monkeypatch.setitem(TABLE, op, (*rows, *(r for r in TABLE[op] if r.name == "reference")))
+    assert gated
+    for name in gated:
+        check = gate._checks[op, name]
+        if fault == "raises":
+            with pytest.raises(RuntimeError, match="no kernel image"):
+                check(torch.device("cpu"))
+        else:
+            assert (check(torch.device("cpu")) is None) == (fault == "none")
+
+
+def test_the_self_check_sees_a_gradient_at_another_of_equal_maxima(monkeypatch):
+    op = "conv3d_pool3d_grad_preactivation"
+    reference = next(row.run for row in TABLE[op] if row.name == "reference")
+
+    def last_of_equals(grad, x, weight, bias, padding, activation, pool, ceil_mode):
+        def turned(t):
+            return None if t is None else t.flip(tuple(range(2, t.dim())))
+
+        # the windows of a floor that leaves nothing over are the same from both ends
+        back = [padding[i ^ 1] for i in range(6)]
+        out = reference(turned(grad), turned(x), turned(weight), bias, back, activation, pool, ceil_mode)
+        return turned(out)
+
+    row = Backend("triton", ("cuda",), lambda: None, lambda *args: None, last_of_equals, gated=True)
     monkeypatch.setitem(TABLE, op, (row, *(r for r in TABLE[op] if r.name == "reference")))
-    check = self_check.compare(op, "triton", self_check._masked_conv2d(op, 18))
-    if fault == "raises":
-        with pytest.raises(RuntimeError, match="no kernel image"):
-            check(torch.device("cpu"))
-    else:
-        assert (check(torch.device("cpu")) is None) == (fault == "none")
+    assert "is off by" in gate._checks[op, "triton"](torch.device("cpu"))
 
 
 def test_the_shipped_manifest_is_well_formed():

@@ -7,6 +7,7 @@ row asks through an op.
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+import vidgen._extension as _extension
 from vidgen.ops.gate import gate
 
 
@@ -33,7 +36,7 @@ class Backend:
     devices: tuple[str, ...]
     available: Callable[[], str | None]
     supports: Callable[..., str | None]
-    run: Callable[..., torch.Tensor] | None
+    run: Callable[..., Tensor] | None
     gated: bool = False
 
 
@@ -91,3 +94,52 @@ def explain_rows(op: str, device: torch.device, args: tuple[Any, ...]) -> list[t
     if op not in TABLE:
         raise ValueError(f"op must be one of {sorted(TABLE)}, got {op!r}")
     return [(row.name, why_not(op, row, device, args, forced=False)) for row in TABLE[op]]
+
+
+# What the rows of several ops say.
+
+
+def always() -> str | None:
+    return None
+
+
+def supports_all(*_args: Any) -> str | None:
+    return None
+
+
+def triton_available() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "triton is not installed"
+    return None
+
+
+def cuda_available() -> str | None:
+    return _extension.cuda_library_missing or (None if torch.cuda.is_available() else "torch sees no CUDA device")
+
+
+def gpu_supports_dtype(x: Tensor, *_args: Any) -> str | None:
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"computes float32, float16 and bfloat16, not {x.dtype}"
+    return None
+
+
+def triton_row(op: str, launcher: str) -> Backend:
+    """The row of a launcher of kernels/<op>.py, which is imported when it first runs: Triton is not everywhere."""
+
+    def run(*args: Any) -> Tensor:
+        kernels = importlib.import_module(f"vidgen.kernels.{op}")
+        return getattr(kernels, launcher)(*args)
+
+    return Backend("triton", ("cuda",), triton_available, gpu_supports_dtype, run, gated=True)
+
+
+def cuda_row(supports: Callable[..., str | None], run: Callable[..., Tensor]) -> Backend:
+    return Backend("cuda", ("cuda",), cuda_available, supports, run, gated=True)
+
+
+def reference_row(run: Callable[..., Tensor]) -> Backend:
+    return Backend("reference", (), always, supports_all, run)

@@ -23,7 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidgen.ops.backends import TABLE, Backend, requested
+from vidgen.ops.backends import (
+    TABLE,
+    Backend,
+    always,
+    cuda_row,
+    gpu_supports_dtype,
+    reference_row,
+    requested,
+    triton_row,
+)
 from vidgen.ops.registration import empty_image, lowered, memory_format_of, register_autocast, register_selection
 
 Padding = Literal["same", "valid"] | int | tuple[int, int, int]
@@ -158,29 +167,37 @@ def reference_grad_weight(grad: Tensor, x: Tensor, kernel_size: Sequence[int], p
 # gradient of the weight is PyTorch's own on the CPU.
 
 
-def _always() -> str | None:
-    return None
-
-
-def _supports_all(*_args: Any) -> str | None:
-    return None
-
-
 def _cpu_supports(x: Tensor, *_args: Any) -> str | None:
     return torch.ops.vidgen.conv3d_pool3d_cpu_supports(x.dtype) or None
 
 
-def _rows(run_reference: Any, run_cpu: Any = None) -> tuple[Backend, ...]:
+def _cuda_supports(x: Tensor, weight: Tensor, *_args: Any) -> str | None:
+    in_channels, per_output = weight.shape[1], weight.shape[1:].numel()
+    if in_channels > 4 or per_output > 196:
+        return (
+            f"is for 1 to 4 input channels and at most 196 weights per output channel, got {in_channels} channels and "
+            f"{per_output} weights"
+        )
+    return gpu_supports_dtype(x)
+
+
+def _run_cuda(*args: Any) -> Tensor:
+    return torch.ops.vidgen.conv3d_pool3d_cuda(*args)
+
+
+def _rows(launcher: str, run_reference: Any, *more: Backend, run_cpu: Any = None) -> tuple[Backend, ...]:
     return (
-        Backend("cpu", ("cpu",), _always, _cpu_supports, run_cpu),
-        Backend("reference", (), _always, _supports_all, run_reference),
+        Backend("cpu", ("cpu",), always, _cpu_supports, run_cpu),
+        *more,
+        triton_row(_OP, launcher),
+        reference_row(run_reference),
     )
 
 
-TABLE[_OP] = _rows(reference)
-TABLE[f"{_OP}_grad_preactivation"] = _rows(reference_grad_preactivation)
-TABLE[f"{_OP}_grad_input"] = _rows(reference_grad_input)
-TABLE[f"{_OP}_grad_weight"] = _rows(reference_grad_weight, _aten_grad_weight)
+TABLE[_OP] = _rows("forward", reference, cuda_row(_cuda_supports, _run_cuda))
+TABLE[f"{_OP}_grad_preactivation"] = _rows("grad_preactivation", reference_grad_preactivation)
+TABLE[f"{_OP}_grad_input"] = _rows("grad_input", reference_grad_input)
+TABLE[f"{_OP}_grad_weight"] = _rows("grad_weight", reference_grad_weight, run_cpu=_aten_grad_weight)
 
 
 # Registration: shapes, autograd, selection, autocast.

@@ -18,14 +18,22 @@ for the Winograd forms of the CPU kernel Lavin and Gray, "Fast Algorithms for Co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-import vidgen._extension as _extension
-from vidgen.ops.backends import TABLE, Backend, requested
+from vidgen.ops.backends import (
+    TABLE,
+    Backend,
+    always,
+    cuda_row,
+    gpu_supports_dtype,
+    reference_row,
+    requested,
+    triton_row,
+)
 from vidgen.ops.registration import empty_image, lowered, memory_format_of, register_autocast, register_selection
 
 Mask = Literal["A", "B"]
@@ -133,76 +141,26 @@ def reference_grad_weight(
 # Backends. The CPU kernel is registered in C++ (csrc/bind/masked_conv2d.cpp); its row here serves explain and info.
 
 
-def _always() -> str | None:
-    return None
-
-
-def _supports_all(*_args: Any) -> str | None:
-    return None
-
-
 def _cpu_supports(x: Tensor, *_args: Any) -> str | None:
     return torch.ops.vidgen.masked_conv2d_cpu_supports(x.dtype) or None
-
-
-def _triton_available() -> str | None:
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "triton is not installed"
-    return None
-
-
-def _triton_supports(x: Tensor, *_args: Any) -> str | None:
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"computes float32, float16 and bfloat16, not {x.dtype}"
-    return None
-
-
-def _cuda_available() -> str | None:
-    return _extension.cuda_library_missing or (None if torch.cuda.is_available() else "torch sees no CUDA device")
 
 
 def _cuda_supports(x: Tensor, weight: Tensor, *_args: Any) -> str | None:
     _, in_channels, kh, kw = weight.shape
     if in_channels > 4 or max(kh, kw) > 7:
         return f"is for 1 to 4 input channels and kernels up to 7, got {in_channels} channels and {kh} x {kw}"
-    return _triton_supports(x)
-
-
-def _triton(launcher: str) -> Callable[..., Tensor]:
-    """The launcher of that name; kernels are imported when one first runs, since Triton is not everywhere."""
-
-    def run(*args: Any) -> Tensor:
-        from vidgen.kernels import masked_conv2d as kernels
-
-        return getattr(kernels, launcher)(*args)
-
-    return run
+    return gpu_supports_dtype(x)
 
 
 def _run_cuda(*args: Any) -> Tensor:
     return torch.ops.vidgen.masked_conv2d_cuda(*args)
 
 
-def _rows(run_triton: Any, run_reference: Any, *more: Backend) -> tuple[Backend, ...]:
-    return (
-        Backend("cpu", ("cpu",), _always, _cpu_supports, run=None),
-        *more,
-        Backend("triton", ("cuda",), _triton_available, _triton_supports, run_triton, gated=True),
-        Backend("reference", (), _always, _supports_all, run_reference),
-    )
+_CPU_ROW = Backend("cpu", ("cpu",), always, _cpu_supports, run=None)
 
-
-TABLE[_OP] = _rows(
-    _triton("forward"),
-    reference,
-    Backend("cuda", ("cuda",), _cuda_available, _cuda_supports, _run_cuda, gated=True),
-)
-TABLE[f"{_OP}_grad_input"] = _rows(_triton("grad_input"), reference_grad_input)
-TABLE[f"{_OP}_grad_weight"] = _rows(_triton("grad_weight"), reference_grad_weight)
+TABLE[_OP] = (_CPU_ROW, cuda_row(_cuda_supports, _run_cuda), triton_row(_OP, "forward"), reference_row(reference))
+TABLE[f"{_OP}_grad_input"] = (_CPU_ROW, triton_row(_OP, "grad_input"), reference_row(reference_grad_input))
+TABLE[f"{_OP}_grad_weight"] = (_CPU_ROW, triton_row(_OP, "grad_weight"), reference_row(reference_grad_weight))
 
 
 # Registration: shapes, autograd, selection, autocast.

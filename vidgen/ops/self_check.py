@@ -38,14 +38,21 @@ def compare(op: str, backend: str, problems: Callable[[torch.dtype, torch.device
     return check
 
 
+def _normal(dtype: torch.dtype, device: torch.device, channels_last: bool) -> Callable[..., Tensor]:
+    """Draws tensors; images and clips with their channels side by side if so."""
+    generator = torch.Generator().manual_seed(0)
+    order = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
+
+    def draw(*size: int) -> Tensor:
+        values = torch.randn(size, generator=generator).to(dtype).to(device)
+        return values.contiguous(memory_format=order.get(len(size), torch.contiguous_format))
+
+    return draw
+
+
 def _masked_conv2d(op: str, cin: int) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
     def problems(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
-        generator = torch.Generator().manual_seed(0)
-
-        def normal(*size: int) -> Tensor:
-            values = torch.randn(size, generator=generator).to(dtype).to(device)
-            return values.contiguous(memory_format=torch.channels_last) if len(size) == 4 and cin > 4 else values
-
+        normal = _normal(dtype, device, cin > 4)
         x, weight, grad = normal(2, cin, 9, 10), normal(48, cin, 7, 7), normal(2, 48, 9, 10)
         rule = ("A", 3, "interleaved", 1)
         if op == "masked_conv2d":
@@ -55,6 +62,30 @@ def _masked_conv2d(op: str, cin: int) -> Callable[[torch.dtype, torch.device], l
     return problems
 
 
+def _conv3d_pool3d(op: str, cin: int) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
+    def problems(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
+        normal, size, padding = _normal(dtype, device, cin > 4), (3, 9, 11), [1, 1, 0, 2, 1, 1]
+        x, weight, bias, grad = normal(2, cin, *size), normal(48, cin, 3, 3, 3), normal(48), normal(2, 48, *size)
+        if op.endswith("input"):
+            return [(grad, weight, padding)]
+        if op.endswith("weight"):
+            return [(grad, x, [3, 3, 3], padding)]
+        rules = [(padding, "relu", [1, 2, 2], True), (padding, "identity", [3, 2, 1], False)]
+        if op == "conv3d_pool3d":
+            return [(x, weight, bias, *rule) for rule in rules]
+        # where maxima lie is seen alike by every rounding of whole numbers
+        x, weight, bias = x.round(), weight.round(), bias.round()
+        return [(grad[:, :, :1, :4, :5], x, weight, bias, padding, "relu", [3, 2, 2], False)]
+
+    return problems
+
+
 for _op in ("masked_conv2d", "masked_conv2d_grad_input", "masked_conv2d_grad_weight"):
     register_self_check(_op, "triton", compare(_op, "triton", _masked_conv2d(_op, 18)))
 register_self_check("masked_conv2d", "cuda", compare("masked_conv2d", "cuda", _masked_conv2d("masked_conv2d", 3)))
+
+for _op in (
+    "conv3d_pool3d", "conv3d_pool3d_grad_preactivation", "conv3d_pool3d_grad_input", "conv3d_pool3d_grad_weight",
+):  # fmt: skip
+    register_self_check(_op, "triton", compare(_op, "triton", _conv3d_pool3d(_op, 18)))
+register_self_check("conv3d_pool3d", "cuda", compare("conv3d_pool3d", "cuda", _conv3d_pool3d("conv3d_pool3d", 3)))

@@ -1,9 +1,10 @@
-"""Which tile a launch of kernels/masked_conv2d.py uses: rules, not measurements, so that bits never depend on timing.
+"""Which tile a convolution's launch uses: rules, not measurements, so that bits never depend on timing.
 
 Every rule is a function of the shape without N, the dtype and the compute capability. The bounds behind them: a
 pipeline stage holds BLOCK_M x BLOCK_K of one operand and BLOCK_K x BLOCK_N of the other in shared memory, of which a
 program has 163 KB on sm_80, 99 KB on sm_86 and sm_89, 227 KB on sm_90 and sm_100; and 128 x 128 fp32 accumulators are
-64 registers of each thread of 8 warps (twice that at a coloured centre tap, where a slice's product is apart).
+64 registers of each thread of 8 warps (twice that at a coloured centre tap of masked_conv2d, where a slice's product is
+apart).
 """
 
 from __future__ import annotations
@@ -56,6 +57,15 @@ def grad_weight_tile(channels_out: int, lanes: int, itemsize: int, precision: st
         return Tile(_block(channels_out, 16, 64), _block(lanes, 16, 64), 16, 4, 2)
     m, n = _block(channels_out, 16, 128), _block(lanes, 16, 64)
     return Tile(m, n, 32 if itemsize == 4 else 64, 8 if m == 128 else 4, 3)
+
+
+def routing_tile(tile: Tile, channels_last: bool) -> Tile:
+    """The same for a kernel that needs more registers than the sums: at most 32 sums per thread instead of 64.
+
+    16 where voxels that are not channels_last each need an address.
+    """
+    sums = 32 if channels_last else 16
+    return tile._replace(n=max(16, min(tile.n, sums * 32 * tile.warps // tile.m)))
 
 
 def convolve_candidates(tile: Tile) -> list[Tile]:
