@@ -6,7 +6,7 @@ import copy
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidgen.fusion.masks import masked_conv_of
@@ -138,6 +138,12 @@ def _note_input_sizes(module: nn.Module, example: tuple[Any, ...], calls: list[t
         line.input_size = pack.input_size
 
 
+def _copy(module: ModuleT) -> ModuleT:
+    """A deep copy, also where layers keep results (as the older weight_norm does), which refuse to be copied."""
+    results = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(module, {id(one): one.detach().clone() for one in results if not one.is_leaf})
+
+
 def fuse(
     module: ModuleT, example_input: Any = None, *, algorithm: Algorithm = "auto", impl: str | None = None
 ) -> ModuleT:
@@ -181,7 +187,7 @@ def fuse(
         raise ValueError(f"algorithm must be 'auto' or 'direct', got {algorithm!r}")
     if ATTRIBUTE in vars(module):
         raise ValueError("module must be one that is not fused yet, got what vidgen.fuse returned")
-    fused = copy.deepcopy(module)
+    fused = _copy(module)
     if fused.training:
         fused.eval()
     network = _Network(algorithm, impl)
