@@ -8,6 +8,8 @@ figure 3.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -38,8 +40,7 @@ class Functional(nn.Module):
         self.plan, self.dims = plan, dims
         widths = [3] + [step for step in plan if isinstance(step, int)]
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(o, i, *[3] * dims) / (i * 3**dims) ** 0.5)
-            for i, o in zip(widths, widths[1:], strict=False)
+            nn.Parameter(torch.randn(o, i, *[3] * dims) / (i * 3**dims) ** 0.5) for i, o in pairwise(widths)
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.randn(o)) for o in widths[1:])
 
@@ -109,7 +110,7 @@ class ResNet18(nn.Module):
         widths = [4, 4, 6, 8, 10]
         self.layers = nn.ModuleList(
             nn.Sequential(BasicBlock(i, o, 1 if n == 0 else 2), BasicBlock(o, o))
-            for n, (i, o) in enumerate(zip(widths, widths[1:], strict=False))
+            for n, (i, o) in enumerate(pairwise(widths))
         )
         self.fc = nn.Linear(10, 5)
 

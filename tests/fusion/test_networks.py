@@ -36,7 +36,7 @@ def test_outputs_are_the_original_s(name, dtype):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_chain_is_found(name):
-    model, x = build(name)
+    model, _ = build(name)
     _, _, chains, pooled, left = NETWORKS[name]
     report = vidgen.fusion_report(vidgen.fuse(model))
     assert len(report.fused) == chains, str(report)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from vidgen.fusion.matching import bound, path_of, several, tensor_at
+from vidgen.fusion.matching import bound, name_of, path_of, several, tensor_at
 from vidgen.ops.masked_conv2d import keep_mask
 
 _MULTIPLY = (operator.mul, operator.imul, torch.mul, torch.multiply)
@@ -147,8 +147,9 @@ def masked_conv_of(root: nn.Module, node: Node) -> MaskedConv | None:
     if isinstance(tensor_at(root, mask_path), nn.Parameter) and not isinstance(tensor_at(root, path), nn.Parameter):
         path, mask_path = mask_path, path
     values, mask = tensor_at(root, path), tensor_at(root, mask_path)
-    name = path.removesuffix(".weight") if path != "weight" else node.name
-    conv = MaskedConv(node, name, mask_path, weight=path, nodes=nodes, bias=path_of(call.get("bias")))
+    conv = MaskedConv(
+        node, name_of(root, node, path), mask_path, weight=path, nodes=nodes, bias=path_of(call.get("bias"))
+    )
     if isinstance(mask, nn.Parameter) or values.dim() != 4 or torch.result_type(values, mask) != values.dtype:
         conv.why_not = f"its weight is multiplied by {mask_path}, which is no constant mask"
         return conv

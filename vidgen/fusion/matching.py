@@ -104,6 +104,16 @@ def path_of(value: Any) -> str | None:
     return str(value.target) if isinstance(value, Node) and value.op == "get_attr" else None
 
 
+def name_of(root: nn.Module, node: Node, weight: str | None) -> str:
+    """What to call a convolution that is a function: by its weight, or the module in whose forward it stands."""
+    if weight is not None and weight.endswith(".weight"):
+        return weight.removesuffix(".weight")
+    around = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    if around and isinstance(root.get_submodule(around[-1]), nn.modules.conv._ConvNd):
+        return around[-1]
+    return ".".join([*around[-1:], node.name])
+
+
 def module_of(root: nn.Module, node: Node) -> nn.Module | None:
     return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
@@ -169,8 +179,7 @@ def conv_of(root: nn.Module, node: Node) -> Conv | None:
         return None
     call = bound(node, _CONV_ARGUMENTS)
     weight, bias = path_of(call.get("weight")), path_of(call.get("bias"))
-    name = weight.removesuffix(".weight") if weight and weight != "weight" else node.name
-    conv = Conv(node, name, f"conv{dims}d", dims)
+    conv = Conv(node, name_of(root, node, weight), f"conv{dims}d", dims)
     if weight is None or (bias is None and call.get("bias") is not None):
         conv.why_not = "its weight or bias is computed, not a parameter of the module"
     elif not isinstance(call["input"], Node):
