@@ -193,3 +193,24 @@ def test_calls_of_one_convolution_share_their_packed_weight(packing):
     assert len([name for name, _ in fused.named_buffers() if name.endswith("packed")]) == 4
     with torch.no_grad():
         assert_same(fused(x), model(x), 1e-5)
+
+
+def test_an_exported_one_takes_any_batch():
+    model, x = model_and_input()
+    fused = vidgen.fuse(model, x)
+    with torch.no_grad():
+        # by the name that the original's forward has for it
+        program = torch.export.export(fused, (x,), dynamic_shapes={"input": {0: torch.export.Dim("batch")}})
+        for n in (1, 5):
+            clips = torch.randn(n, *x.shape[1:])
+            assert_same(program.module()(clips), model(clips), 1e-5)
+
+
+def test_compiled_ones_follow_the_mode():
+    model, x = model_and_input()
+    fused = vidgen.fuse(model, x)
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(x), model(x), 1e-5)
+    fused.train()
+    assert_same(compiled(x), model.train()(x), 1e-5)
+    assert_same(fused[0][1].running_mean, model[0][1].running_mean, 1e-5)

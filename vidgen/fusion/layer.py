@@ -57,31 +57,13 @@ def fused_conv(
     Args:
         x: (N, Cin, D, H, W) for a weight (Cout, Cin, kd, kh, kw), (N, Cin, H, W) for a weight (Cout, Cin, kh, kw); as
             in torch.nn.Conv3d the batch axis may be missing.
-        kept: folded weight, folded bias and packed weight if there are any.
+        kept: folded weight, folded bias and packed weight if there are any; that of images has depth 1, too.
         padding, pool: three numbers each; images have depth 1.
     """
-    if weight.dim() == 4:
+    images = weight.dim() == 4
+    if images:
         # views: a clip of depth 1 has the image's strides, channels_last as channels_last_3d
-        y = _conv(x.unsqueeze(-3), weight.unsqueeze(2), bias, norm, kept, eps, padding, activation, pool, ceil_mode,
-                  algorithm, impl)  # fmt: skip
-        return y.squeeze(-3)
-    return _conv(x, weight, bias, norm, kept, eps, padding, activation, pool, ceil_mode, algorithm, impl)
-
-
-def _conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: Norm | None,
-    kept: tuple[Tensor | None, Tensor | None, Tensor | None],
-    eps: float,
-    padding: Padding,
-    activation: Activation,
-    pool: Pool,
-    ceil_mode: bool,
-    algorithm: Algorithm,
-    impl: str | None,
-) -> Tensor:
+        x, weight = x.unsqueeze(-3), weight.unsqueeze(2)
     kept_weight, kept_bias, packed = kept
     if norm is not None:
         sources = [t for t in (weight, bias, *norm) if t is not None]
@@ -94,7 +76,7 @@ def _conv(
             weight, bias = kept_weight, kept_bias
     batched = x.dim() == 5
     if not batched and norm is not None:
-        raise ValueError(f"batch normalisation needs a batch axis, got an input of shape {tuple(x.shape)}")
+        raise ValueError("batch normalisation needs a batch axis, got an input without one")
     y = conv3d_pool3d(
         x if batched else x.unsqueeze(0),
         weight,
@@ -107,7 +89,8 @@ def _conv(
         impl=impl,
         packed=packed,
     )
-    return y if batched else y.squeeze(0)
+    y = y if batched else y.squeeze(0)
+    return y.squeeze(-3) if images else y
 
 
 def masked_conv(

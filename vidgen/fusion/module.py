@@ -11,8 +11,10 @@ unchanged. This is how training works: batch normalisation normalises by the bat
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -199,7 +201,12 @@ class Rewriter:
         packs = tuple(self.packs.values())
         names = tuple(name for pack in packs for name in pack.buffers)
         owners = {root.get_submodule(path.rpartition(".")[0]) for pack in packs for path in pack.paths}
-        root.__class__ = type(f"Fused{base.__name__}", (FusedForward, base), {"__module__": base.__module__})
+        # torch.export asks forward for the names of its arguments
+        body = FusedForward.forward
+        forward = FunctionType(body.__code__, body.__globals__, "forward", body.__defaults__, body.__closure__)
+        forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
+        members = {"__module__": base.__module__, "forward": forward}
+        root.__class__ = type(f"Fused{base.__name__}", (FusedForward, base), members)
         vars(root).update(
             _inputs=inputs,
             _packs=packs,
