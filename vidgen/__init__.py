@@ -1,7 +1,8 @@
 """Kernels for video understanding and generative image and video models on PyTorch.
 
-`vidgen.ops` holds the ops, `vidgen.nn` drop-in layers, `vidgen.models` systems built from them. `vidgen.explain` tells
-which backend serves a call; `vidgen info` on the command line tells what this machine can run.
+`vidgen.ops` holds the ops, `vidgen.nn` drop-in layers, `vidgen.models` systems built from them. `vidgen.fuse` makes
+networks that others wrote use the ops. `vidgen.explain` tells which backend serves a call; `vidgen info` on the command
+line tells what this machine can run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from vidgen.explain import explain
 from vidgen.nn import prepack
 
 if TYPE_CHECKING:
-    from vidgen import data, models, sampling, train
+    from vidgen import data, fusion, models, sampling, train
+    from vidgen.fusion import fuse, fusion_report
     from vidgen.models import layer_report
     from vidgen.sampling import generate
 
@@ -25,11 +27,36 @@ try:
 except PackageNotFoundError:
     __version__ = "0+unknown"
 
-__all__ = ["data", "explain", "generate", "layer_report", "models", "nn", "ops", "prepack", "sampling", "train"]
+__all__ = [
+    "data",
+    "explain",
+    "fuse",
+    "fusion",
+    "fusion_report",
+    "generate",
+    "layer_report",
+    "models",
+    "nn",
+    "ops",
+    "prepack",
+    "sampling",
+    "train",
+]
 
-#: Loaded at first use: they need libraries that the ops do not.
-_LAZY = {"data": "vidgen.data", "models": "vidgen.models", "sampling": "vidgen.sampling", "train": "vidgen.train"}
-_LAZY_FUNCTIONS = {"generate": "vidgen.sampling", "layer_report": "vidgen.models"}
+#: Loaded at first use: they need time, or libraries that the ops do not.
+_LAZY = {
+    "data": "vidgen.data",
+    "fusion": "vidgen.fusion",
+    "models": "vidgen.models",
+    "sampling": "vidgen.sampling",
+    "train": "vidgen.train",
+}
+_LAZY_FUNCTIONS = {
+    "fuse": "vidgen.fusion",
+    "fusion_report": "vidgen.fusion",
+    "generate": "vidgen.sampling",
+    "layer_report": "vidgen.models",
+}
 
 
 def __getattr__(name: str) -> Any:

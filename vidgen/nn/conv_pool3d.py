@@ -37,8 +37,8 @@ class ConvPool3d(PackedWeights, nn.Conv3d):
         activation: "relu" or "identity".
         pool: window of the max-pooling, 1 to 4 per axis and also its stride; an int, three ints, or None for none.
         ceil_mode: pool what remains at the far ends, too.
-        input_size: (D, H, W) of the clips to come, by which `vidgen.prepack` chooses the form of the packed weight; None
-            where they vary or are not known. Clips of every size are served. May be set later.
+        input_size: (D, H, W) of the clips to come, by which `vidgen.prepack` chooses the form of the packed weight;
+            None where they vary or are not known. Clips of every size are served. May be set later.
         algorithm, impl: passed to the op.
 
     Shape: (N, in_channels, D, H, W) -> (N, out_channels, D', H', W'); channels_last_3d stays channels_last_3d.
