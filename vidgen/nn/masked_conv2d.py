@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vidgen.nn.prepack import PackedWeights, reads_packed
 from vidgen.ops import masked_conv2d, masked_conv2d_pack
 from vidgen.ops.masked_conv2d import Algorithm, ColorLayout, Mask
 
@@ -21,7 +21,7 @@ def _pair(name: str, value: _Size) -> tuple[int, int]:
     return pair
 
 
-class MaskedConv2d(nn.Conv2d):
+class MaskedConv2d(PackedWeights, nn.Conv2d):
     """`torch.nn.Conv2d` that sees only pixels before its own in raster order (van den Oord et al. 2016, section 3.4).
 
     The constructor is that of `torch.nn.Conv2d` plus `mask`, `colors` and `color_layout`, and so are parameters and
@@ -94,7 +94,6 @@ class MaskedConv2d(nn.Conv2d):
         self.color_layout: ColorLayout = color_layout
         self.algorithm: Algorithm = algorithm
         self.impl = impl
-        self.register_buffer("packed", None, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         return masked_conv2d(
@@ -111,9 +110,8 @@ class MaskedConv2d(nn.Conv2d):
         )
 
     def prepack_(self) -> None:
-        """Makes the packed copy of the weight (see `vidgen.prepack`); drops it where no kernel here reads one."""
         self.packed = None
-        if self.weight.is_cpu and not torch.ops.vidgen.masked_conv2d_cpu_supports(self.weight.dtype):
+        if reads_packed("masked_conv2d", self.weight):
             self.packed = masked_conv2d_pack(
                 self.weight,
                 mask=self.mask,
@@ -122,25 +120,6 @@ class MaskedConv2d(nn.Conv2d):
                 dilation=self.dilation[0],
                 algorithm=self.algorithm,
             )
-
-    def train(self, mode: bool = True) -> MaskedConv2d:
-        if mode:
-            self.packed = None
-        super().train(mode)
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedConv2d:
-        had_packed = self.packed is not None
-        self.packed = None
-        super()._apply(fn, recurse)
-        if had_packed:
-            self.prepack_()
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.packed is not None:
-            self.prepack_()
 
     def extra_repr(self) -> str:
         text = super().extra_repr() + f", mask={self.mask!r}"
