@@ -34,7 +34,7 @@ class Plan:
     clips: int = 4096
     width: int = 8
     dropout: float = 0.5
-    steps: int = 150
+    steps: int = 100
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: int = 20

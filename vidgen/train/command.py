@@ -13,7 +13,7 @@ ModelName = Literal["pixelcnn", "c3d", "single-frame"]
 # what a model has options for, and their values where none is given
 _MOTION = {
     "data": "moving-digits",
-    "steps": 150,
+    "steps": 100,
     "batch_size": 32,
     "learning_rate": 1e-3,
     "warmup": 20,
@@ -89,7 +89,7 @@ def train(
         model: which model.
         data: digits for pixelcnn, moving-digits for c3d and single-frame.
         out: the run's folder; runs/MODEL-DATA if not given.
-        steps: training steps; the learning rate falls to 0 over them. 1000 for pixelcnn, else 150.
+        steps: training steps; the learning rate falls to 0 over them. 1000 for pixelcnn, else 100.
         batch_size: images or clips per step, over all processes. 64 for pixelcnn, else 32.
         hidden: pixelcnn: width inside the residual blocks, 64; outside it is twice that.
         blocks: pixelcnn: number of residual blocks, 6.
