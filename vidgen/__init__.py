@@ -17,6 +17,7 @@ from vidgen.nn import prepack
 
 if TYPE_CHECKING:
     from vidgen import data, models, sampling, train
+    from vidgen.models import layer_report
     from vidgen.sampling import generate
 
 try:
@@ -24,17 +25,18 @@ try:
 except PackageNotFoundError:
     __version__ = "0+unknown"
 
-__all__ = ["data", "explain", "generate", "models", "nn", "ops", "prepack", "sampling", "train"]
+__all__ = ["data", "explain", "generate", "layer_report", "models", "nn", "ops", "prepack", "sampling", "train"]
 
 #: Loaded at first use: they need libraries that the ops do not.
 _LAZY = {"data": "vidgen.data", "models": "vidgen.models", "sampling": "vidgen.sampling", "train": "vidgen.train"}
+_LAZY_FUNCTIONS = {"generate": "vidgen.sampling", "layer_report": "vidgen.models"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(_LAZY[name])
-    if name == "generate":
-        return importlib.import_module("vidgen.sampling").generate
+    if name in _LAZY_FUNCTIONS:
+        return getattr(importlib.import_module(_LAZY_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'vidgen' has no attribute {name!r}")
 
 

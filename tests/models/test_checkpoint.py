@@ -63,5 +63,5 @@ def test_foreign_files_are_refused_in_words(tmp_path):
 
 
 def test_models_without_a_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="model: expected one of pixelcnn, got Linear"):
+    with pytest.raises(ValueError, match=r"model: expected one of .*pixelcnn.*, got Linear"):
         save_checkpoint(torch.nn.Linear(1, 1), tmp_path / "linear.safetensors")

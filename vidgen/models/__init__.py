@@ -6,5 +6,20 @@ rebuilds it. ``MODELS`` is the list of names by which checkpoints and the comman
 
 from vidgen.models.autoregressive import PixelCNN
 from vidgen.models.checkpoint import MODELS, load_checkpoint, read_metadata, save_checkpoint
+from vidgen.models.layers import LayerReport, layer_report
+from vidgen.models.video import C3D, CNN3d, EarlyFusion, LateFusion, SingleFrame
 
-__all__ = ["MODELS", "PixelCNN", "load_checkpoint", "read_metadata", "save_checkpoint"]
+__all__ = [
+    "C3D",
+    "MODELS",
+    "CNN3d",
+    "EarlyFusion",
+    "LateFusion",
+    "LayerReport",
+    "PixelCNN",
+    "SingleFrame",
+    "layer_report",
+    "load_checkpoint",
+    "read_metadata",
+    "save_checkpoint",
+]

@@ -15,10 +15,18 @@ from torch import Tensor, nn
 from vidgen.extras import require
 from vidgen.files import write_atomically
 from vidgen.models.autoregressive import PixelCNN
+from vidgen.models.video import C3D, CNN3d, EarlyFusion, LateFusion, SingleFrame
 
 FORMAT = 1
 
-MODELS: dict[str, type[nn.Module]] = {"pixelcnn": PixelCNN}
+MODELS: dict[str, type[nn.Module]] = {
+    "3d-cnn": CNN3d,
+    "c3d": C3D,
+    "early-fusion": EarlyFusion,
+    "late-fusion": LateFusion,
+    "pixelcnn": PixelCNN,
+    "single-frame": SingleFrame,
+}
 """Names by which checkpoints and the command line know the models."""
 
 
