@@ -77,11 +77,11 @@ def train(
 ) -> None:
     """Train a model; Ctrl-C saves, and --resume continues to the same bits.
 
-    pixelcnn learns to draw scikit-learn's 1,797 digits of 8×8 pixels. c3d learns to tell how a digit moves; so does
-    single-frame, which looks at one frame at a time and cannot: no single frame shows the class.
+    pixelcnn learns to draw scikit-learn's 1,797 digits of 8×8 pixels; `vidgen sample` draws with its weights. c3d
+    learns to tell how a digit moves. single-frame is its control: it looks at one frame at a time, and none shows how.
 
-    The folder gets best.safetensors and last.safetensors (for `vidgen sample`), metrics.jsonl and the state to resume
-    from. Several processes: accelerate launch -m vidgen.cli train …, or torchrun -m vidgen.cli train …
+    The folder gets best.safetensors, last.safetensors, metrics.jsonl and the state to resume from. Several processes:
+    accelerate launch -m vidgen.cli train …, or torchrun -m vidgen.cli train …
 
     Examples: vidgen train pixelcnn --data digits --out runs/digits; vidgen train c3d --data moving-digits
 

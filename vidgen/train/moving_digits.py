@@ -19,12 +19,15 @@ def motion_clips(frames: int, size: int, clips: int, seed: int) -> dict[Split, M
 
     The held-out ones are the same whatever ``seed`` is.
     """
-    shape = {"frames": frames, "height": size, "width": size}
+
+    def part(split: Split, n: int, seed: int) -> MovingDigits:
+        return moving_digits(split, n=n, frames=frames, height=size, width=size, seed=seed)
+
+    # seeds 0 and 1 are kept for the held-out splits, so that no path of theirs is trained on
     return {
-        # seeds 0 and 1 are kept for the held-out splits, so that no path of theirs is trained on
-        "train": moving_digits("train", n=clips, seed=seed + 2, **shape),
-        "validation": moving_digits("validation", n=VALIDATION_CLIPS, seed=1, **shape),
-        "test": moving_digits("test", n=TEST_CLIPS, seed=0, **shape),
+        "train": part("train", clips, seed + 2),
+        "validation": part("validation", VALIDATION_CLIPS, 1),
+        "test": part("test", TEST_CLIPS, 0),
     }
 
 
