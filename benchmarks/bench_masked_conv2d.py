@@ -12,14 +12,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .contenders import baseline, forward_run, frozen, own, torch_dtype, with_tf32
 from .harness import Case, Contender, Outputs, Run
-from .machine import tf32
 
 OP = "masked_conv2d"
 
@@ -120,8 +120,7 @@ def _inputs(
 
 def _truth(problem: Problem, grad: bool, dtype: str) -> Outputs:
     """Float64, from the inputs as rounded to `dtype`."""
-    rounded = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
-    values = {name: value.to(rounded).double() for name, value in _values(problem).items()}
+    values = {name: value.to(torch_dtype(dtype)).double() for name, value in _values(problem).items()}
     if not grad:
         return {"y": _conv(problem, values)}
     leaves = [values[name].requires_grad_() for name in ("x", "weight", "bias")]
@@ -150,16 +149,8 @@ def _ours(problem: Problem, inputs: Mapping[str, Tensor], packed: Tensor | None 
     )
 
 
-def _forward_run(call: Callable[[], Tensor]) -> Run:
-    def run() -> Outputs:
-        with torch.inference_mode():
-            return {"y": call()}
-
-    return run
-
-
 def _build_eager(problem: Problem, inputs: Mapping[str, Tensor]) -> Run:
-    return _forward_run(partial(_conv, problem, inputs))
+    return forward_run(partial(_conv, problem, inputs))
 
 
 def _compiled(problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -173,7 +164,7 @@ def _compiled(problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 def _build_compiled(problem: Problem, inputs: Mapping[str, Tensor]) -> Run:
     conv = _compiled(problem)
-    return _forward_run(lambda: conv(inputs["x"], inputs["weight"], inputs["bias"]))
+    return forward_run(lambda: conv(inputs["x"], inputs["weight"], inputs["bias"]))
 
 
 class _Layer(torch.nn.Module):
@@ -188,20 +179,19 @@ class _Layer(torch.nn.Module):
 
 
 def _build_frozen(problem: Problem, inputs: Mapping[str, Tensor]) -> Run:
-    """torch.compile with constant weights, which it packs for its own library: its fastest form for inference."""
-    layer = torch.compile(_Layer(problem, inputs).eval(), fullgraph=True, dynamic=False, options={"freezing": True})
-    return _forward_run(lambda: layer(inputs["x"]))
+    layer = frozen(_Layer(problem, inputs))
+    return forward_run(lambda: layer(inputs["x"]))
 
 
 def _build_packed(problem: Problem, inputs: Mapping[str, Tensor]) -> Run:
     packed = torch.ops.vidgen.masked_conv2d_pack(
         inputs["weight"], problem.mask, problem.colors, "interleaved", 1, "auto"
     )
-    return _forward_run(partial(_ours, problem, inputs, packed))
+    return forward_run(partial(_ours, problem, inputs, packed))
 
 
 def _build_unpacked(problem: Problem, inputs: Mapping[str, Tensor]) -> Run:
-    return _forward_run(partial(_ours, problem, inputs))
+    return forward_run(partial(_ours, problem, inputs))
 
 
 def _build_backward(call: Callable[..., Tensor], problem: Problem, inputs: Mapping[str, Tensor]) -> Run:
@@ -253,23 +243,6 @@ def _plan(problem: Problem, dtype: torch.dtype) -> tuple[str, float]:
     return torch.ops.vidgen.masked_conv2d_cpu_plan(x, weight, *rule)
 
 
-# DESIGN: fp32 may err 5e-6 and 16 times eager in its Winograd forms, twice eager in the direct one; bf16 3 times eager
-_LIMITS: dict[str, Any] = {
-    "float32": {"absolute_limit": 5e-6, "relative_limit": 16.0},
-    "tf32": {"absolute_limit": 3e-3, "relative_limit": 3.0},
-    "bfloat16": {"absolute_limit": 2e-2, "relative_limit": 3.0},
-}
-
-
-def _baseline(name: str, dtype: str, prepare: Any, build: Any, work: Any, **more: Any) -> Contender:
-    limit = _LIMITS[dtype]["absolute_limit"]
-    return Contender(name, dtype, prepare, build, absolute_limit=limit, **work, **more)
-
-
-def _own(name: str, dtype: str, prepare: Any, build: Any, work: Any, against: str) -> Contender:
-    return Contender(name, dtype, prepare, build, ours=True, against=against, **work, **_LIMITS[dtype])
-
-
 def _cpu_case(problem: Problem, full: bool) -> Case:
     prepare = partial(_inputs, problem, device="cpu", grad=False)
     nchw = partial(prepare, dtype=torch.float32, memory_format=torch.contiguous_format)
@@ -279,19 +252,19 @@ def _cpu_case(problem: Problem, full: bool) -> Case:
     kept, kept_bf16 = (_own_work(problem, d) for d in ("float32", "bfloat16"))
     eager, packed, unpacked = (partial(build, problem) for build in (_build_eager, _build_packed, _build_unpacked))
     contenders = [
-        _baseline("eager contiguous", "float32", nchw, eager, every),
-        _baseline("eager channels_last", "float32", nhwc, eager, every),
-        _baseline("torch.compile", "float32", nhwc, partial(_build_compiled, problem), every, compiled=True),
-        _own("vidgen NHWC", "float32", nhwc, packed, kept, "eager channels_last"),
-        _own("vidgen NCHW", "float32", nchw, packed, kept, "eager contiguous"),
-        _own("vidgen NHWC, packing", "float32", nhwc, unpacked, kept, "eager channels_last"),
-        _own("vidgen NCHW, packing", "float32", nchw, unpacked, kept, "eager contiguous"),
-        _baseline("eager bf16", "bfloat16", nhwc_bf16, eager, every_bf16),
-        _own("vidgen NHWC bf16", "bfloat16", nhwc_bf16, packed, kept_bf16, "eager bf16"),
+        baseline("eager contiguous", "float32", nchw, eager, every),
+        baseline("eager channels_last", "float32", nhwc, eager, every),
+        baseline("torch.compile", "float32", nhwc, partial(_build_compiled, problem), every, compiled=True),
+        own("vidgen NHWC", "float32", nhwc, packed, kept, "eager channels_last"),
+        own("vidgen NCHW", "float32", nchw, packed, kept, "eager contiguous"),
+        own("vidgen NHWC, packing", "float32", nhwc, unpacked, kept, "eager channels_last"),
+        own("vidgen NCHW, packing", "float32", nchw, unpacked, kept, "eager contiguous"),
+        baseline("eager bf16", "bfloat16", nhwc_bf16, eager, every_bf16),
+        own("vidgen NHWC bf16", "bfloat16", nhwc_bf16, packed, kept_bf16, "eager bf16"),
     ]
     if full:
-        frozen = partial(_build_frozen, problem)
-        contenders.insert(3, _baseline("torch.compile, frozen", "float32", nhwc, frozen, every, compiled=True))
+        build = partial(_build_frozen, problem)
+        contenders.insert(3, baseline("torch.compile, frozen", "float32", nhwc, build, every, compiled=True))
     return _case(problem, "forward", "cpu", contenders)
 
 
@@ -306,43 +279,31 @@ def _cpu_backward_case(problem: Problem) -> Case:
     eager, ours = (partial(_build_backward, call, problem) for call in (_conv, _ours))
     compiled = partial(_build_compiled_backward, problem)
     contenders = [
-        _baseline("eager contiguous", "float32", nchw, eager, every),
-        _baseline("eager channels_last", "float32", nhwc, eager, every),
-        _baseline("torch.compile", "float32", nhwc, compiled, every, compiled=True),
-        _own("vidgen NHWC, packing", "float32", nhwc, ours, kept, "eager channels_last"),
-        _own("vidgen NCHW, packing", "float32", nchw, ours, kept, "eager contiguous"),
+        baseline("eager contiguous", "float32", nchw, eager, every),
+        baseline("eager channels_last", "float32", nhwc, eager, every),
+        baseline("torch.compile", "float32", nhwc, compiled, every, compiled=True),
+        own("vidgen NHWC, packing", "float32", nhwc, ours, kept, "eager channels_last"),
+        own("vidgen NCHW, packing", "float32", nchw, ours, kept, "eager contiguous"),
     ]
     return _case(problem, "forward+backward", "cpu", contenders)
 
 
 def _cuda_case(problem: Problem, dtype: str) -> Case:
-    scalar = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
-    prepare = partial(_inputs, problem, device="cuda", grad=False, dtype=scalar)
+    prepare = partial(_inputs, problem, device="cuda", grad=False, dtype=torch_dtype(dtype))
     nchw = partial(prepare, memory_format=torch.contiguous_format)
     nhwc = partial(prepare, memory_format=torch.channels_last)
     every = _work(problem, dtype, passes=1, every_tap=True)
     kept = _work(problem, dtype, passes=1, every_tap=False)
     builds = (_build_eager, _build_compiled, _build_unpacked)
-    eager, compiled, ours = (partial(_with_tf32, partial(build, problem)) for build in builds)
+    eager, compiled, ours = (partial(with_tf32, partial(build, problem)) for build in builds)
     contenders = [
-        _baseline("eager contiguous", dtype, nchw, eager, every),
-        _baseline("eager channels_last", dtype, nhwc, eager, every),
-        _baseline("torch.compile", dtype, nhwc, compiled, every, compiled=True),
-        _own("vidgen NHWC", dtype, nhwc, ours, kept, "eager channels_last"),
-        _own("vidgen NCHW", dtype, nchw, ours, kept, "eager contiguous"),
+        baseline("eager contiguous", dtype, nchw, eager, every),
+        baseline("eager channels_last", dtype, nhwc, eager, every),
+        baseline("torch.compile", dtype, nhwc, compiled, every, compiled=True),
+        own("vidgen NHWC", dtype, nhwc, ours, kept, "eager channels_last"),
+        own("vidgen NCHW", dtype, nchw, ours, kept, "eager contiguous"),
     ]
     return _case(problem, "forward", "cuda", contenders, suffix=f"-{dtype}")
-
-
-def _with_tf32(build: Callable[[Any], Run], inputs: Any) -> Run:
-    with tf32():
-        inner = build(inputs)
-
-    def run() -> Outputs:
-        with tf32():
-            return inner()
-
-    return run
 
 
 def _case(problem: Problem, kind: str, device: str, contenders: list[Contender], suffix: str = "") -> Case:

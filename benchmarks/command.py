@@ -19,30 +19,31 @@ def bench(
     full: bool = False,
     threads: int | None = None,
     seconds: float = 1.5,
-    output: Path | None = None,
+    output: Path = Path(),
     fresh: bool = False,
 ) -> int:
-    """Measure vidgen's ops against PyTorch on this machine.
+    """Measure vidgen's ops against PyTorch, and against other libraries where they are installed, on this machine.
 
     Every case runs its contenders by turns in one process and prints, for each: the median and quartiles of its
-    time; how many times faster it is than eager PyTorch in the same memory layout and than the fastest PyTorch form;
-    its error against float64; the memory it adds to its inputs (peak RSS of a child process); and the share of the
-    machine's measured roofline that it reaches. A contender whose answer is wrong gets the reason and no number.
+    time; how many times faster it is than eager PyTorch in the same memory layout and than the fastest contender that
+    is not vidgen's; its error against float64; the memory it adds to its inputs (peak RSS of a child process); and
+    the share of the machine's measured roofline that it reaches. A contender whose answer is wrong gets the reason and
+    no number.
 
-    The raw samples are written to one JSON file when everything is done. Ctrl-C writes nothing; the cases that were
-    finished by then are remembered, and the next run takes them from there.
+    The raw samples are written when everything is done, to one JSON file per op: those of other ops that stand in the
+    same folder are left alone. Ctrl-C writes nothing; the cases that were finished by then are remembered, and the next
+    run takes them from there.
 
     Args:
         ops: ops to measure, e.g. masked_conv2d. All of them if none is named.
         device: what to measure on.
-        full: every shape and contender (tens of minutes) instead of the quick set (about two minutes).
+        full: every shape and contender (tens of minutes) instead of the quick set (about four minutes).
         threads: CPU threads; every usable core if not given.
         seconds: time budget for the timed rounds of one case.
-        output: results file to write; bench-<device>.json in the current folder if not given.
+        output: folder for the results files <op>-<device>.json; the current folder if not given.
         fresh: measure again, whatever is remembered from earlier runs of the same code on the same machine.
     """
-    target = output or Path(f"bench-{device}.json")
-    cache = target.parent / ".vidgen-bench"
+    cache = output / ".vidgen-bench"
     started = time.monotonic()
     try:
         measured = suite.run(
@@ -56,11 +57,14 @@ def bench(
             progress=print_progress,
         )
     except KeyboardInterrupt:
-        print(f"\nInterrupted: {target} is untouched. Finished cases are kept in {cache}.", file=sys.stderr)
+        print(f"\nInterrupted: no results file was written. Finished cases are kept in {cache}.", file=sys.stderr)
         return 130
-    results.save(target, measured)
+    written = results.save(output, measured)
     print(f"\n{results.machine_line(measured)}")
-    print(f"{len(measured['rows'])} cases in {time.monotonic() - started:.0f} s. Raw samples: {target}")
+    for note in results.notes(measured):
+        print(note)
+    files = ", ".join(map(str, written))
+    print(f"{len(measured['rows'])} cases in {time.monotonic() - started:.0f} s. Raw samples: {files}")
     for warning in results.warnings(measured):
         print(warning, file=sys.stderr)
     failed = list(results.failures(measured))

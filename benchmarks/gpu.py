@@ -16,7 +16,6 @@ import datetime
 import importlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -119,20 +118,27 @@ def passes(report: Path, word: str) -> int:
     return sum(word in test.get("name", "") and not len(test.findall("skipped")) for test in tests)
 
 
-def measure(full: bool) -> Path:
-    """Runs the benchmarks on the device; returns the file of raw samples."""
+def measure(full: bool) -> dict[str, Path]:
+    """Runs the benchmarks on the device; returns the file of raw samples of every op that has one."""
     import torch
 
-    name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-    target = ROOT / "benchmarks" / "results" / f"cuda-{name}.json"
-    target.parent.mkdir(exist_ok=True)
+    from vidgen.benchmarks import results, suite
+
+    folder = ROOT / "benchmarks" / "results"
     script = (
         "import sys; from pathlib import Path; from vidgen.benchmarks.command import bench; "
-        f"sys.exit(bench(device='cuda', full={full}, output=Path({str(target)!r})))"
+        f"sys.exit(bench(device='cuda', full={full}, output=Path({str(folder)!r})))"
     )
     # nothing stands in the manifest yet, so a default would be eager PyTorch measured against itself
     step("benchmarks", [sys.executable, "-c", script], VIDGEN_EXPERIMENTAL="1")
-    return target
+    card = {"device": "cuda", "gpu": torch.cuda.get_device_name()}
+    return {op: folder / results.file_name(op, card) for op in suite.ops()}
+
+
+def samples_of(op: str, measured: dict[str, Path]) -> str | None:
+    """The file, relative to the root, that an op or the op whose adjoint it is has been measured in."""
+    names = [name for name in measured if op == name or op.startswith(f"{name}_grad")]
+    return measured[names[0]].relative_to(ROOT).as_posix() if names else None
 
 
 def candidates() -> dict[tuple[str, str], str]:
@@ -159,7 +165,7 @@ def candidates() -> dict[tuple[str, str], str]:
     return found
 
 
-def write_manifest(sources: dict[tuple[str, str], str], passed: dict[str, int], samples: Path) -> None:
+def write_manifest(sources: dict[tuple[str, str], str], passed: dict[str, int], samples: dict[str, Path]) -> None:
     """Puts what has passed into the manifest, in place of older entries for the same GPU generation."""
     import torch
 
@@ -176,14 +182,17 @@ def write_manifest(sources: dict[tuple[str, str], str], passed: dict[str, int], 
         "cuda": torch.version.cuda,
         "triton": _version("triton"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "samples": samples.relative_to(ROOT).as_posix(),
     }
     entries = merged(gate.manifest_entries(), sources, passed, facts)
+    for entry in entries:
+        if (entry["op"], entry["backend"]) in sources and entry["compute_capability"] == capability:
+            entry["samples"] = samples_of(entry["op"], samples)
     manifest = {"format": gate.MANIFEST_FORMAT, "entries": entries}
     write_atomically(gate.MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     gate.reset()
     print(f"vidgen: {len(sources)} backends stand in {gate.MANIFEST} for {capability}.")
-    print(f"vidgen: commit it together with {facts['samples']} and the kernels.")
+    files = ", ".join(path.relative_to(ROOT).as_posix() for path in samples.values())
+    print(f"vidgen: commit it together with {files} and the kernels.")
 
 
 def merged(

@@ -3,7 +3,7 @@
 A *case* is one question ("masked_conv2d forward, this shape"); its *contenders* are the ways to answer it.
 `measure` builds every contender, compares its output with float64, times those that pass by turns (A B A B ...)
 and returns a row of plain values ready for JSON. Turns matter: a machine drifts (other tenants, frequency,
-heat), and contenders timed one after the other differ by the drift. Each turn makes one call that is not
+heat), and contenders timed one after the other differ by the drift. A turn begins with a call that is not
 timed, so that every contender finds its own data in the cache, whoever ran before it.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import math
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,7 @@ class Contender:
     ours: bool = False
     against: str | None = None  # name of the like-for-like baseline: same dtype, same memory layout
     compiled: bool = False
+    peer: str | None = None  # distribution of the library that answers, where that is neither vidgen nor PyTorch
     flops: float = 0.0  # floating-point operations that this contender's algorithm does in one call
     bytes_moved: float = 0.0  # compulsory traffic: every input read once, every output written once
     absolute_limit: float = math.inf  # on the relative rms error
@@ -94,6 +96,7 @@ class Case:
     contenders: Sequence[Contender]
     truth: Callable[[str], Outputs]
     compare: Callable[[str, Tensor], Tensor] = field(default=lambda _, value: value)
+    left_out: Mapping[str, str] = field(default_factory=dict)  # who cannot be measured here: name -> why not
 
     def contender(self, name: str) -> Contender:
         return next(c for c in self.contenders if c.name == name)
@@ -145,18 +148,23 @@ def interleave(
     min_rounds: int = 5,
     max_rounds: int = 400,
     sample_s: float = 2e-3,
+    long_s: float = 0.1,
     now: Callable[[], float] = time.monotonic,
 ) -> dict[str, dict[str, Any]]:
     """Times the runs by turns and returns {"calls_per_sample", "samples_ms"} for each, one sample per round.
 
     A sample is the mean over as many calls as fill `sample_s` seconds. Rounds go on until the medians are known
-    to 0.3% or the budget is used up, and never stop before `min_rounds`.
+    to 0.3% or the budget is used up, and never stop before `min_rounds`. Before its sample a run is called once
+    untimed, unless it takes `long_s` seconds, of which filling the caches would be a thousandth.
     """
-    calls = {}
+    calls, warms_up = {}, {}
     for name, run in runs.items():
-        # the first calls allocate, page in and fill caches; they are never timed
-        clock.time(run, 2)
-        calls[name] = max(1, min(10_000, round(sample_s / max(clock.time(run, 1), 1e-9))))
+        # the first calls allocate, page in and fill caches; they are never samples
+        once = clock.time(run, 1)
+        if once < long_s:
+            once = clock.time(run, 2) / 2
+        calls[name] = max(1, min(10_000, round(sample_s / max(once, 1e-9))))
+        warms_up[name] = once < long_s
     samples: dict[str, list[float]] = {name: [] for name in runs}
     collecting = gc.isenabled()
     gc.collect()
@@ -165,7 +173,8 @@ def interleave(
         start = now()
         for done in range(1, max_rounds + 1):
             for name, run in runs.items():
-                run()
+                if warms_up[name]:
+                    run()
                 samples[name].append(clock.time(run, calls[name]) / calls[name] * 1e3)
             if done >= min_rounds and (now() - start >= budget_s or all(map(_settled, samples.values()))):
                 break
@@ -215,6 +224,7 @@ def measure(
             "name": contender.name,
             "ours": contender.ours,
             "against": contender.against,
+            "peer": contender.peer,
             "dtype": contender.dtype,
             "flops": contender.flops,
             "bytes_moved": contender.bytes_moved,
@@ -228,7 +238,8 @@ def measure(
             found[contender.name] = errors(outputs, truths[contender.dtype], case.compare)
             runs[contender.name] = run
         except Exception as error:  # a contender that cannot run is a finding, not the end of the benchmark
-            reason = str(error).strip().partition("\n")[0]
+            # some libraries' messages are pages; the beginning says what is wrong
+            reason = textwrap.shorten(str(error).strip().partition("\n")[0], 240, placeholder=" …")
             entries[contender.name]["failure"] = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     truths.clear()
     for contender in case.contenders:
@@ -256,5 +267,6 @@ def measure(
         "device": case.device,
         "shape": dict(case.shape),
         "others_busy": others.share,
+        "left_out": dict(case.left_out),
         "contenders": list(entries.values()),
     }

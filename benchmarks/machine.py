@@ -19,10 +19,12 @@ def usable_cores() -> int:
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
-    """Processor, threads, versions and instruction set; with `device="cuda"` also the card."""
+    """Processor, threads, versions (those of peers, too) and instruction set; with `device="cuda"` also the card."""
     import vidgen
     from vidgen import _host
     from vidgen.info import processor
+
+    from . import peers
 
     machine: dict[str, Any] = {
         "device": device,
@@ -35,6 +37,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "vidgen": vidgen.__version__,
         "isa": _host.isa(),
+        "peers": peers.versions(),
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)

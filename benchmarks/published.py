@@ -3,7 +3,8 @@
 A document publishes figures in two ways, and nothing else may say "2.6×":
 
 - a table between `<!-- benchmark: results/cpu.json -->` and `<!-- /benchmark -->`, written by
-  `python -m vidgen.benchmarks.published README.md` and equal to `table` of that file;
+  `python -m vidgen.benchmarks.published README.md` and equal to `table` of that file; where there are many contenders,
+  `<!-- benchmark: results/cpu.json | CONTENDER | CONTENDER -->` names those that get a column, in this order;
 - a ratio in a sentence, followed by its source:
   `2.61×<!-- results/cpu.json | CASE | CONTENDER | BASELINE -->`.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,34 @@ from vidgen.files import write_atomically
 
 from . import results
 
-_BLOCK = re.compile(r"(<!-- benchmark: (?P<file>\S+) -->\n)(?P<table>.*?)(<!-- /benchmark -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- benchmark: (?P<file>\S+)(?P<columns>(?: \| [^|>\n]+)*) -->\n)(?P<table>.*?)(<!-- /benchmark -->)",
+    re.DOTALL,
+)
 _RATIO = re.compile(r"(?P<value>\d+(?:\.\d+)?)\s?×(?!\s?\d)(?P<source>[*_\s]{0,4}<!-- (?P<fields>[^>]*?) -->)?")
 
 
-def table(stored: dict[str, Any]) -> str:
-    """The compact table of a results file: a line per case, each baseline's time, and ours with its ratio."""
+def table(stored: dict[str, Any], columns: Sequence[str] = ()) -> str:
+    """The compact table of a results file: a line per case, each baseline's time, and ours with its ratio.
+
+    Args:
+        stored: the content of a results file.
+        columns: the contenders that are shown, in this order; all if none is named.
+
+    Raises:
+        ValueError: nobody of that name was measured in every case of a kind.
+    """
     lines = [line for warning in results.warnings(stored) for line in (f"**{warning}**", "")]
+    lines += [line for note in results.notes(stored) for line in (note, "")]
     kinds = list(dict.fromkeys(row["kind"] for row in stored["rows"]))
+    unseen = set(columns)
     for kind in kinds:
         rows = [row for row in stored["rows"] if row["kind"] == kind]
         # columns are the contenders that every row of this kind has, so that no line is half empty
         names = [e["name"] for e in rows[0]["contenders"] if all(_has(row, e["name"]) for row in rows)]
+        unseen -= set(names)
+        if columns:
+            names = [name for name in columns if name in names]
         lines.append(f"| {kind} | " + " | ".join(names) + " |")
         lines.append("|---" * (len(names) + 1) + "|")
         for row in rows:
@@ -41,6 +59,8 @@ def table(stored: dict[str, Any]) -> str:
             title = row["title"].removesuffix(f", {kind}")
             lines.append(f"| {title} | " + " | ".join(_cell(by_name[name]) for name in names) + " |")
         lines.append("")
+    if unseen:
+        raise ValueError(f"columns must be contenders of every case of a kind, got {sorted(unseen)}")
     return "\n".join([results.machine_line(stored), "", *lines])
 
 
@@ -57,11 +77,16 @@ def _cell(one: results.Figures) -> str:
     return f"{time} (**{results.format_ratio(one.ratio, one.overhead_us)}**)"
 
 
+def _block_table(block: re.Match[str], folder: Path) -> str:
+    columns = [name.strip() for name in block["columns"].split("|")[1:]]
+    return table(results.load(folder / block["file"]), columns)
+
+
 def problems(text: str, folder: Path) -> list[str]:
     """One sentence per published figure in `text` that the committed samples do not bear out."""
     found = []
     for block in _BLOCK.finditer(text):
-        expected = table(results.load(folder / block["file"]))
+        expected = _block_table(block, folder)
         if block["table"].strip() != expected.strip():
             found.append(f"the table of {block['file']} differs from its samples; write it again")
     prose = _BLOCK.sub("", text)
@@ -99,7 +124,7 @@ def update(document: Path, folder: Path) -> None:
     text = document.read_text(encoding="utf-8")
 
     def written(block: re.Match[str]) -> str:
-        return f"{block[1]}{table(results.load(folder / block['file'])).strip()}\n{block[4]}"
+        return f"{block[1]}{_block_table(block, folder).strip()}\n<!-- /benchmark -->"
 
     write_atomically(document, _BLOCK.sub(written, text).encode())
 

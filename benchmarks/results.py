@@ -2,6 +2,9 @@
 
 A file is {"format", "set", "created", "machine", "peaks", "rows"}; a row is what `harness.measure` returned.
 Nothing derived is stored, so no table can disagree with its samples.
+
+A file on disk holds the rows of one op, all of one run: measuring an op again replaces its own samples and no others,
+and every op stands beside the machine, the versions and the day that its samples are of.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Figures:
     high_ms: float | None = None  # third quartile
     ratio: float | None = None  # time of the like-for-like baseline over ours
     overhead_us: float | None = None  # ours less that baseline, where the baseline is short
-    ratio_to_best: float | None = None  # time of the fastest baseline of the same dtype over ours
+    ratio_to_best: float | None = None  # time of the fastest contender of the same dtype that is not ours, over ours
     error: float | None = None  # largest relative rms error among the outputs, against float64
     added_mib: float | None = None
     roofline: float | None = None  # measured floor over time, 1.0 = at the machine's ceiling
@@ -163,7 +166,7 @@ COLUMNS = (
     "median",
     "quartiles",
     "vs eager, same layout",
-    "vs fastest PyTorch",
+    "vs fastest other",
     "error",
     "memory, MiB",
     "of roofline",
@@ -175,6 +178,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [machine_line(results), ""]
     for warning in warnings(results):
         lines += [f"**{warning}**", ""]
+    for note in notes(results):
+        lines += [note, ""]
     peaks = trusted_peaks(results)
     for row in results["rows"]:
         lines += [f"**{row['op']}, {row['title']}**", "", "| " + " | ".join(COLUMNS) + " |"]
@@ -203,7 +208,15 @@ def machine_line(results: dict[str, Any]) -> str:
     machine = results["machine"]
     where = f"{machine['gpu']}, CUDA {machine['cuda']}" if machine["device"] == "cuda" else machine["cpu"]
     threads = "" if machine["device"] == "cuda" else f", {_count(machine['threads'], 'thread')}, {machine['isa']}"
-    return f"Measured on {where}{threads}; torch {machine['torch']}, {machine['system']}, {results['created'][:10]}."
+    peers = dict.fromkeys(e.get("peer") for row in results["rows"] for e in row["contenders"])
+    versions = [f"torch {machine['torch']}", *(f"{peer} {machine['peers'][peer]}" for peer in peers if peer)]
+    return f"Measured on {where}{threads}; {', '.join(versions)}, {machine['system']}, {results['created'][:10]}."
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """One sentence per contender that is in no table because this machine lacks its library."""
+    reasons = {name: why for row in results["rows"] for name, why in row.get("left_out", {}).items()}
+    return [f"{name} was not measured: {why}." for name, why in reasons.items()]
 
 
 def _count(number: int, noun: str) -> str:
@@ -218,10 +231,21 @@ def load(path: Path) -> dict[str, Any]:
     return results
 
 
-def save(path: Path, results: dict[str, Any]) -> None:
-    """Writes a results file; a reader sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, dumps(results).encode())
+def file_name(op: str, machine: dict[str, Any]) -> str:
+    """Where the samples of an op stand in a folder of results: `<op>-cpu.json` or `<op>-cuda-<card>.json`."""
+    card = "-" + re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-") if machine["device"] == "cuda" else ""
+    return f"{op}-{machine['device']}{card}.json"
+
+
+def save(folder: Path, results: dict[str, Any]) -> list[Path]:
+    """Writes one file per op and returns their paths; a reader sees an old file or a new one, never a part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for op in dict.fromkeys(row["op"] for row in results["rows"]):
+        path = folder / file_name(op, results["machine"])
+        write_atomically(path, dumps(results | {"rows": [r for r in results["rows"] if r["op"] == op]}).encode())
+        written.append(path)
+    return written
 
 
 def dumps(results: dict[str, Any]) -> str:

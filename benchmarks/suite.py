@@ -53,7 +53,7 @@ def run(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measures the chosen ops and returns the content of a results file.
+    """Measures the chosen ops and returns the content of a results file, with the rows of all of them.
 
     Args:
         chosen: op names; none means every op that has a benchmark.

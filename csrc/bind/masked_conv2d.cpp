@@ -3,9 +3,9 @@
 // Forward and grad_input are one computation: seen from the last pixel backwards, the adjoint of a causal
 // convolution is a causal convolution whose weight has its channel axes exchanged. So grad_input hands the
 // kernel mirrored views (negative strides) and sets `adjoint`.
-#include <cstdlib>
 #include <tuple>
 
+#include "bind/cpu_backend.h"
 #include "bind/tensors.h"
 #include "cpu/isa.h"
 #include "cpu/masked_conv2d.h"
@@ -20,18 +20,6 @@ struct Rule {  // the arguments that say which taps are kept, and how to compute
   std::string color_layout;
   int64_t dilation;
 };
-
-bool supported(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Double;
-}
-
-std::string cpu_supports(ScalarType dtype) {
-  return supported(dtype) ? "" : "the CPU kernel computes float32, bfloat16 and float64 only";
-}
-
-Dtype kernel_dtype(ScalarType dtype) {
-  return dtype == ScalarType::Float ? Dtype::f32 : dtype == ScalarType::BFloat16 ? Dtype::bf16 : Dtype::f64;
-}
 
 // The weight is given by its sizes: grad_weight has none yet.
 MaskedConv2d problem(const int64_t (&weight)[4], int64_t height, int64_t width, ScalarType dtype, const Rule& rule,
@@ -71,16 +59,6 @@ void check_image(const char* name, const Tensor& t, int64_t channels, const char
   check(t.dim() == 4, name, " must be 4-d (N, C, H, W), got shape ", sizes_of(t));
   check(t.size(1) == channels, name, " must have ", channels, " channels (", channels_from, "), got shape ",
         sizes_of(t));
-}
-
-void check_same(const char* name, const Tensor& t, const char* like_name, const Tensor& like) {
-  check(t.is_cpu(), name, " must be on the CPU like ", like_name);
-  check(t.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name);
-}
-
-bool direct_only(const std::string& algorithm) {
-  check(algorithm == "auto" || algorithm == "direct", "algorithm must be 'auto' or 'direct', got '", algorithm, "'");
-  return algorithm == "direct";
 }
 
 ImageView view(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
@@ -127,27 +105,6 @@ void convolve(const MaskedConv2d& p, int64_t batch, ImageView x, const Tensor& w
   }
   parallel_tasks(batch * plan.tasks_per_image, plan.scratch_bytes,
                  [&](int64_t task, void* memory) { kernels().forward(p, plan, x, weights, bias, y, task, memory); });
-}
-
-// Which backend a call asked for: `impl`, else VIDGEN_IMPL, else the kernel if it knows the dtype. Returns the
-// reason to warn with when the reference stands in, "" when it was asked for, nothing when the kernel runs.
-std::optional<std::string> handed_over(const char* op, const std::optional<std::string>& impl, ScalarType dtype) {
-  const char* process_wide = std::getenv("VIDGEN_IMPL");
-  const std::string choice = impl.has_value() ? *impl : process_wide != nullptr ? process_wide : "";
-  if (choice == "reference") return "";
-  const std::string why_not = cpu_supports(dtype);
-  if (choice.empty()) return why_not.empty() ? std::nullopt : std::optional(why_not);
-  check(choice == "cpu", op, ": impl='", choice,
-        "' cannot run here: the tensors are on the CPU; impl must be 'cpu' or ", "'reference'");
-  check(why_not.empty(), op, ": impl='cpu' cannot run here: ", why_not);
-  return std::nullopt;
-}
-
-template <typename... Args>
-Tensor call_reference(const char* op, const Args&... args) {
-  StableIValue stack[] = {torch::stable::detail::from(args)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, std::string mask, int64_t colors,

@@ -36,12 +36,14 @@ inline std::string sizes_of(const Tensor& t) {
   return text.str();
 }
 
-// A 4-d tensor is channels_last when its strides say so and do not also say contiguous, torch's own rule for
-// what memory format an operator should keep.
+// A tensor of images (4-d) or clips (5-d) is channels_last when its strides say so and do not also say contiguous,
+// torch's own rule for what memory format an operator should keep.
 inline bool is_channels_last(const Tensor& t) {
-  if (t.dim() != 4 || t.is_contiguous()) return false;
+  const int64_t dims = t.dim();
+  if ((dims != 4 && dims != 5) || t.is_contiguous()) return false;
   int64_t expected = 1;
-  for (int64_t d : {1, 3, 2, 0}) {
+  for (int64_t i = 0; i < dims; ++i) {
+    const int64_t d = i == 0 ? 1 : i == dims - 1 ? 0 : dims - i;
     if (t.size(d) != 1 && t.stride(d) != expected) return false;
     expected *= t.size(d);
   }
@@ -53,6 +55,13 @@ inline Tensor empty_image(int64_t n, int64_t c, int64_t h, int64_t w, const Tens
   return torch::stable::empty(
       {size, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
       channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+inline Tensor empty_clip(int64_t n, int64_t c, const int64_t (&size)[3], const Tensor& like, bool channels_last) {
+  const int64_t sizes[] = {n, c, size[0], size[1], size[2]};
+  return torch::stable::empty(
+      {sizes, 5}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast3d : torch::headeronly::MemoryFormat::Contiguous);
 }
 
 inline Tensor empty_bytes(size_t bytes) {

@@ -5,7 +5,9 @@
 // the kept taps of a kernel row are one run. B holds the rows of all runs one after the other, a panel of
 // columns wide. The register tile is 6 rows by 4 vectors (AVX-512: 24 accumulators, 4 registers of B and one
 // broadcast out of 32) or by 2 vectors (16 registers). A tile reads 4 lines of B and 6 scalars for 24
-// multiply-adds, 11 bytes a cycle: B may stream from L2. Rows are dealt to tiles evenly (8 = 4 + 4, not 6 + 2).
+// multiply-adds, 11 bytes a cycle: B may stream from L2. Narrow panels take 8 rows, or too few sums would take turns to
+// hide the latency of one; more rows than that have more addresses than there are registers for them. Rows are dealt to
+// tiles evenly (8 = 4 + 4, not 6 + 2).
 // Every chunk of some hundred rows of B the registers are added to C: it costs 2% of the time, B is reused from
 // L2, and an fp32 sum of thousands of terms rounds like a short one. bf16 multiplies pairs along k: B then interleaves
 // two rows.
@@ -17,6 +19,10 @@ namespace vidgen::VIDGEN_ISA {
 
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = kVectorBytes == 64 ? 4 : 2;
+constexpr int kTallestTile = 8;
+
+// Rows of the register tile for a panel of so many vectors.
+constexpr int tile_rows(int vectors) { return vectors == kTileVectors ? kTileRows : kTallestTile; }
 
 template <class S>
 constexpr int kPanel = kTileVectors * kLanes<S>;
@@ -99,33 +105,38 @@ VIDGEN_INLINE Vec<S> add_product(Vec<S> c, const S* a, Vec<S> b) {
   return c;
 }
 
-template <class S, int rows, int vectors>
+// `next` is memory to be fetched meanwhile, a line per row of B; null: nothing.
+template <class S, int rows, int vectors, bool fetches>
 void multiply_tile(const S* const* a, const Run* run, int64_t runs, const S* b, Acc<S>* c, int64_t c_pitch,
-                   bool accumulate) {
+                   bool accumulate, const char* next) {
   constexpr int lanes = kLanes<S>;
   Vec<S> sum[rows][vectors];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) sum[i][j] = Vec<S>{};
   }
   for (; runs > 0; --runs, ++run) {
     const S* row[rows];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) row[i] = a[i] + run->offset;
     for (int64_t k = 0; k < run->length; k += kDepthStep<S>) {
       Vec<S> panel[vectors];
 #pragma GCC unroll 4
       for (int j = 0; j < vectors; ++j) panel[j] = load_panel(b + j * lanes * kDepthStep<S>);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; ++j) sum[i][j] = add_product<S>(sum[i][j], row[i] + k, panel[j]);
       }
       b += vectors * lanes * kDepthStep<S>;
+      if constexpr (fetches) {
+        __builtin_prefetch(next, 0, 2);
+        next += 64;
+      }
     }
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) {
@@ -177,23 +188,42 @@ void multiply_tile_masked(const S* const* a, const ColourRule& rule, const Acc<S
   }
 }
 
-// One instantiation per tile height and width.
+// One instantiation per tile height and width, null where a tile would need more registers than there are.
+template <class S, int rows, int vectors, bool fetches>
+constexpr decltype(&multiply_tile<S, 1, 1, false>) tile_or_null() {
+  if constexpr (rows <= tile_rows(vectors)) {
+    return &multiply_tile<S, rows, vectors, fetches>;
+  } else {
+    return nullptr;
+  }
+}
+
 template <class S, class Index>
 struct TileTable;
 template <class S, size_t... i>
 struct TileTable<S, std::index_sequence<i...>> {
-  static constexpr decltype(&multiply_tile<S, 1, 1>) dense[] = {
-      &multiply_tile<S, i / kTileVectors + 1, i % kTileVectors + 1>...};
-  static constexpr decltype(&multiply_tile_masked<S, 1, 1>) masked[] = {
+  static constexpr decltype(&multiply_tile<S, 1, 1, false>) dense[] = {
+      tile_or_null<S, i / kTileVectors + 1, i % kTileVectors + 1, false>()...};
+  static constexpr decltype(&multiply_tile<S, 1, 1, true>) fetching[] = {
+      tile_or_null<S, i / kTileVectors + 1, i % kTileVectors + 1, true>()...};
+};
+template <class S>
+using Tiles = TileTable<S, std::make_index_sequence<kTallestTile * kTileVectors>>;
+
+template <class S, class Index>
+struct MaskedTileTable;
+template <class S, size_t... i>
+struct MaskedTileTable<S, std::index_sequence<i...>> {
+  static constexpr decltype(&multiply_tile_masked<S, 1, 1>) tile[] = {
       &multiply_tile_masked<S, i / kTileVectors + 1, i % kTileVectors + 1>...};
 };
 template <class S>
-using Tiles = TileTable<S, std::make_index_sequence<kTileRows * kTileVectors>>;
+using MaskedTiles = MaskedTileTable<S, std::make_index_sequence<kTileRows * kTileVectors>>;
 
-// Calls f(first row, number of rows) for tiles of nearly equal height.
+// Calls f(first row, number of rows) for tiles of nearly equal height, `tallest` at most.
 template <class F>
-VIDGEN_INLINE void for_each_tile(int64_t rows, F f) {
-  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+VIDGEN_INLINE void for_each_tile(int64_t rows, int tallest, F f) {
+  int64_t tiles = (rows + tallest - 1) / tallest;
   for (int64_t t = 0, first = 0; t < tiles; ++t) {
     int64_t count = (rows - first + tiles - t - 1) / (tiles - t);
     f(first, count);
@@ -222,26 +252,46 @@ void multiply(const RowMap<S>& map, int64_t rows, const Run* run, int64_t runs, 
       }
     }
     RowCursor<S> cursor(map);
-    for_each_tile(rows, [&](int64_t first, int64_t height) {
-      const S* a[kTileRows];
+    for_each_tile(rows, tile_rows(vectors), [&](int64_t first, int64_t height) {
+      const S* a[kTallestTile];
       for (int64_t i = 0; i < height; ++i) a[i] = cursor.next();
       ahead.step();
       Tiles<S>::dense[(height - 1) * kTileVectors + vectors - 1](a, chunk, count, b, c + first * c_pitch, c_pitch,
-                                                                 accumulate);
+                                                                 accumulate, nullptr);
     });
     b += depth * vectors * kLanes<S>;
     accumulate = true;
   } while (runs > 0);
 }
 
+// One run of A, B streaming from memory: while the rows of A visit a chunk of B, the chunk behind it is fetched to L2, a
+// line per row of B. Four visits of a full panel fetch all of it.
+template <class S>
+void multiply_streaming(const S* a, int64_t pitch, int64_t rows, int64_t depth, const S* b, int vectors, Acc<S>* c,
+                        int64_t c_pitch, int64_t chunk_depth) {
+  int64_t width = vectors * kLanes<S>;
+  for (int64_t k = 0; k < depth; k += chunk_depth) {
+    Run run{k, chunk_depth < depth - k ? chunk_depth : depth - k};
+    const char* next = reinterpret_cast<const char*>(b + run.length * width);
+    for_each_tile(rows, tile_rows(vectors), [&](int64_t first, int64_t height) {
+      const S* row[kTallestTile];
+      for (int64_t i = 0; i < height; ++i) row[i] = a + (first + i) * pitch;
+      Tiles<S>::fetching[(height - 1) * kTileVectors + vectors - 1](row, &run, 1, b, c + first * c_pitch, c_pitch,
+                                                                    k > 0, next);
+      next += run.length / kDepthStep<S> * 64;
+    });
+    b += run.length * width;
+  }
+}
+
 template <class S>
 void multiply_masked(const RowMap<S>& map, int64_t rows, const ColourRule& rule, const Acc<S>* keys, const Acc<S>* b,
                      int vectors, Acc<S>* c, int64_t c_pitch) {
   RowCursor<S> cursor(map);
-  for_each_tile(rows, [&](int64_t first, int64_t height) {
+  for_each_tile(rows, kTileRows, [&](int64_t first, int64_t height) {
     const S* a[kTileRows];
     for (int64_t i = 0; i < height; ++i) a[i] = cursor.next();
-    Tiles<S>::masked[(height - 1) * kTileVectors + vectors - 1](a, rule, keys, b, c + first * c_pitch, c_pitch);
+    MaskedTiles<S>::tile[(height - 1) * kTileVectors + vectors - 1](a, rule, keys, b, c + first * c_pitch, c_pitch);
   });
 }
 

@@ -10,7 +10,7 @@ namespace vidgen {
 enum class Isa : int { baseline, avx2, avx512, avx512_bf16 };
 
 // The best level that was compiled in, that this processor has and that VIDGEN_CPU_ISA (a level's name, read
-// once) does not rule out.
+// once) does not rule out. Where bf16 products are slower than float ones, avx512_bf16 runs only if it is named.
 Isa isa_in_use();
 
 // Levels that this build contains, lowest first.

@@ -10,19 +10,6 @@
 namespace vidgen::VIDGEN_ISA {
 namespace {
 
-// Calls f with a null pointer of the images' element type.
-template <class F>
-auto by_dtype(Dtype dtype, F f) {
-  switch (dtype) {
-    case Dtype::bf16:
-      return f(static_cast<bf16*>(nullptr));
-    case Dtype::f64:
-      return f(static_cast<double*>(nullptr));
-    default:
-      return f(static_cast<float*>(nullptr));
-  }
-}
-
 size_t packed_bytes(const MaskedConv2d& p, Form form) {
   return by_dtype(p.dtype, [&]<class E>(E*) { return packed_size<E>(p, form); });
 }
@@ -32,7 +19,7 @@ MaskedConv2dPlan plan(const MaskedConv2d& p, bool direct_only) {
 }
 
 int64_t pack_tasks(const MaskedConv2d& p, Form) {
-  return by_dtype(p.dtype, [&]<class E>(E*) { return pack_task_count(p, kLanes<E>); });
+  return by_dtype(p.dtype, [&]<class E>(E*) { return pack_task_count(p.in_channels, p.out_channels, kLanes<E>); });
 }
 
 void pack(const MaskedConv2d& p, Form form, const void* weight, void* packed, int64_t task) {

@@ -6,12 +6,9 @@
 // sample depend neither on the thread count nor on the batch around it.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "cpu/views.h"
 
 namespace vidgen {
-
-enum class Dtype : int { f32, bf16, f64 };
 
 // One masked convolution. The batch is absent on purpose: no choice may depend on it.
 struct MaskedConv2d {
@@ -30,12 +27,6 @@ struct MaskedConv2d {
 };
 
 enum class Form : int { direct, winograd };
-
-// An image batch by base pointer and element strides; strides may be negative or zero.
-struct ImageView {
-  void* data;
-  int64_t batch_stride, channel_stride, row_stride, column_stride;
-};
 
 struct MaskedConv2dPlan {
   Form form;

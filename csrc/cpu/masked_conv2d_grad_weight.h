@@ -171,7 +171,7 @@ void grad_weight(const MaskedConv2d& p, int64_t batch, ImageView x, ImageView gr
       input.rows = work.gradient.rows + taps.above * p.dilation;
       stage_block<E>(x, n, p.width, input, work.staged_input);
       stage_block<E>(grad_output, n, p.width, work.gradient, work.staged_gradient);
-      for_each_tile(rows, [&](int64_t first, int64_t height) {
+      for_each_tile(rows, kTileRows, [&](int64_t first, int64_t height) {
         CorrelateTiles<T>::tile[(height - 1) * kTileVectors + work.vectors - 1](
             work.row + first, line, input.pitch, work.staged_gradient, work.gradient.rows, p.width,
             work.sums + first * width);

@@ -1,45 +1,15 @@
-// What the forms of masked_conv2d share: which taps are kept, how weights are packed into panels, and scratch.
+// What the forms of masked_conv2d share: which taps are kept, and how much memory a task will want.
 //
 // Kept taps, in the order of packing: kernel rows above the centre, all columns; then the centre row, left of
 // the centre; then the centre itself (type B without channel groups). With colors > 1 the centre tap stands
 // apart, after the dense part of each panel, in fp32 (fp64), because its channel pairs are masked lane by lane.
 #pragma once
 
-#include "gemm.h"
 #include "masked_conv2d.h"
+#include "panels.h"
+#include "stage.h"
 
 namespace vidgen::VIDGEN_ISA {
-
-// The type in which pixels and weights are multiplied.
-template <class E>
-struct StagedType {
-  using type = E;
-};
-#if !defined(__AVX512BF16__)
-template <>
-struct StagedType<bf16> {
-  using type = float;
-};
-#endif
-template <class E>
-using Staged = typename StagedType<E>::type;
-
-VIDGEN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-VIDGEN_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-VIDGEN_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-VIDGEN_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-
-// Hands out aligned pieces of scratch; from a null base it measures how much is needed.
-struct Arena {
-  char* base;
-  size_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    char* piece = base == nullptr ? nullptr : base + used;
-    used += round_up(count * int64_t(sizeof(T)), 64);
-    return reinterpret_cast<T*>(piece);
-  }
-};
 
 struct Taps {
   int64_t above, left;  // kernel rows above the centre, columns left of it
@@ -65,17 +35,6 @@ VIDGEN_INLINE int64_t colour_of(int64_t channel, int64_t channels, const MaskedC
 VIDGEN_INLINE ColourRule colour_rule(const MaskedConv2d& p) {
   return {p.in_channels, p.colors, p.interleaved, p.adjoint ? -1 : 1, p.mask_b ? 1 : 0};
 }
-
-// Output channels are cut into panels; the last is as many vectors wide as it needs.
-template <class S>
-struct Panels {
-  int64_t channels, count;
-  explicit Panels(int64_t out_channels) : channels(out_channels), count(divide_up(out_channels, kPanel<S>)) {}
-  int64_t first(int64_t panel) const { return panel * kPanel<S>; }
-  int64_t width(int64_t panel) const { return smaller(channels - first(panel), kPanel<S>); }
-  int vectors(int64_t panel) const { return int(divide_up(width(panel), kLanes<S>)); }
-  int64_t padded_channels() const { return round_up(channels, kLanes<S>); }
-};
 
 // The colour keys of a panel's output channels, see ColourRule.
 template <class S>
@@ -109,5 +68,18 @@ struct DirectLayout {
     return reinterpret_cast<Acc<S>*>(dense(packed, panel) + depth * vectors * kLanes<S>);
   }
 };
+
+// What a task that computes rows [row, row + rows) will want: the memory of its output, then the input rows of the
+// task after it; `visits` register tiles are to come.
+template <class E>
+Prefetch prefetch_task(const MaskedConv2d& p, const ImageView& x, const ImageView& y, int64_t n, int64_t row,
+                       int64_t rows, int64_t visits) {
+  int64_t following = p.height - row - rows < rows ? p.height - row - rows : rows;
+  Prefetch ahead{{region_of<E>(y, n, row, rows, p.width, p.out_channels),
+                  region_of<E>(x, n, row + rows, following, p.width, p.in_channels)}};
+  int64_t lines = Prefetch::lines(ahead.region[0]) + Prefetch::lines(ahead.region[1]);
+  ahead.per_step = visits > 0 ? 2 * lines / visits + 1 : 0;
+  return ahead;
+}
 
 }  // namespace vidgen::VIDGEN_ISA

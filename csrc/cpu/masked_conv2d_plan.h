@@ -1,47 +1,18 @@
 // The cost model: which form, and how many rows a task computes. It knows the problem and the instruction set,
 // never the batch, the thread count or a clock, so that the bits of a sample are always the same.
 //
-// Costs are in cycles of one core, from constants measured once on Zen 4 (64-byte vectors: one multiply-add a
-// cycle; 32 bytes: two). They matter for thin layers and tiny images, where transforms cost more than the
-// products they save; from 16 channels up, the Winograd form is ahead whatever the constants.
+// The constants of cost.h matter for thin layers and tiny images, where transforms cost more than the products
+// they save; from 16 channels up, the Winograd form is ahead whatever they are.
 #pragma once
 
+#include "cost.h"
 #include "masked_conv2d_direct.h"
 #include "masked_conv2d_winograd_forward.h"
 
 namespace vidgen::VIDGEN_ISA {
 
-constexpr double kProduct = kVectorBytes == 64 ? 1 : .5;  // a vector multiply-add
-constexpr double kLatency = 4;                            // of one; a tile's sums take turns
-constexpr double kTileVisit = 20;                         // entering a register tile
-constexpr double kMove = 2.5;                             // a vector through staging or storing
-constexpr double kTransform = 3;                          // a vector of V or M through its transform
-constexpr double kStreamBytes = 8;                        // of packed weights, from L3, per cycle
 constexpr double kLargeScratch = .0125;                   // what a MiB of scratch adds, relatively
 constexpr double kImbalance = .0625;                      // what one task per image wastes: cores that wait, relatively
-
-// Cycles of multiplying `rows` rows by a panel set of `out_channels`, `depth` steps deep.
-template <class S>
-double multiply_cycles(double rows, double depth, int64_t out_channels) {
-  Panels<S> panels(out_channels);
-  double tiles = double(divide_up(int64_t(rows), kTileRows)), height = rows / tiles, cycles = 0;
-  if (rows == 0) return 0;
-  auto panel = [&](double vectors) {
-    double step = height * vectors * kProduct, loads = (height + vectors) / 2;
-    step = step > loads ? step : loads;
-    step = step > kLatency ? step : kLatency;
-    double compute = tiles * (depth * step + kTileVisit + height * vectors);
-    double stream = depth * vectors * kVectorBytes / kStreamBytes;
-    return compute > stream ? compute : stream;
-  };
-  cycles += double(panels.count - 1) * panel(kTileVectors);
-  return cycles + panel(panels.vectors(panels.count - 1));
-}
-
-template <class E>
-double vectors_of(double pixels, int64_t channels) {
-  return pixels * double(divide_up(channels, kLanes<E>));
-}
 
 template <class E>
 double direct_cycles(const MaskedConv2d& p, const DirectTask<E>& task, int64_t block_rows) {

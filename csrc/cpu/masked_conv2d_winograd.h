@@ -133,27 +133,6 @@ HorizontalTransform<S> horizontal_transform(int m, int r) {
   }
 }
 
-// F(2, rows) down the height, rows = 2 or 3: every row of B is one input, or one plus or minus another.
-struct VerticalTerms {
-  int row, other;  // other < 0: none
-  bool subtract;
-};
-
-VIDGEN_INLINE VerticalTerms vertical_terms(int rows, int product) {
-  const double* b = rows == 2 ? kToomCook<2, 2>.input[product] : kToomCook<2, 3>.input[product];
-  VerticalTerms terms{-1, -1, false};
-  for (int j = rows; j >= 0; --j) {
-    if (b[j] == 0) continue;
-    if (terms.row < 0) {
-      terms.row = j;
-    } else {
-      terms.other = j;
-      terms.subtract = b[j] < 0;
-    }
-  }
-  return terms;
-}
-
 // Filters of one input channel and a vector of output channels: [kernel row][tap] to U.
 template <class S>
 void pack_part(const WinogradPart& part, const Vec<S>* taps, int64_t kernel_width, int64_t channel,
@@ -189,7 +168,7 @@ void pack_winograd(const MaskedConv2d& p, const void* weight, void* packed, int6
   constexpr int64_t kMaxTaps = 7 * 3 + 4;
   Taps taps(p);
   WinogradForm<S> form(p);
-  PackTask<E> part(p, weight, task);
+  PackTask<E> part(p.in_channels, p.out_channels, p.kernel_height * p.kernel_width, p.adjoint, weight, task);
   int64_t width = Panels<S>(p.out_channels).vectors(part.panel) * kLanes<S>;
   S* above = form.panel(p, packed, part.panel);
   S* current = above + form.above.total_depth(form.channel_pitch) * width;

@@ -107,7 +107,6 @@ template <class T, int m, int n, int a>
 void transform_back(const T* products, int64_t lines, int64_t tiles, int vectors, int64_t rows, bool accumulate, T* out,
                     int64_t out_line) {
   constexpr int vertical = a == 1 ? 1 : a + 1, out_rows = a == 1 ? 1 : 2, lanes = kLanes<T>;
-  using F = ToomCook<m, n - m + 1>;
   int64_t width = vectors * lanes, stride = lines * tiles * width;
   for (int64_t l = 0; l < lines; ++l) {
     for (int64_t t = 0; t < tiles; ++t) {
@@ -126,22 +125,7 @@ void transform_back(const T* products, int64_t lines, int64_t tiles, int vectors
               return weighted_sum<vertical>(q, [](int v) constexpr { return kToomCook<2, a>.output[o][v]; });
             }
           };
-          static_for<n>([&](auto index) __attribute__((always_inline)) {
-            constexpr int i = decltype(index)::value;
-            if constexpr (F::paired(i)) {
-              Vec<T> plus = product(i), minus = product(i + 1), sum = plus + minus, difference = plus - minus;
-              static_for<m>([&](auto k) __attribute__((always_inline)) {
-                constexpr double c = kToomCook<m, n - m + 1>.output[k][i];
-                y[o][k] = multiply_add<T>(T(c), k % 2 ? difference : sum, y[o][k]);
-              });
-            } else if constexpr (i == 0 || !F::paired(i - 1)) {
-              Vec<T> z = product(i);
-              static_for<m>([&](auto k) __attribute__((always_inline)) {
-                constexpr double c = kToomCook<m, n - m + 1>.output[k][i];
-                if constexpr (c != 0) y[o][k] = multiply_add<T>(T(c), z, y[o][k]);
-              });
-            }
-          });
+          transform_output<m, n - m + 1>(product, y[o]);
         });
 #pragma GCC unroll 2
         for (int o = 0; o < out_rows; ++o) {

@@ -7,8 +7,8 @@
 #pragma once
 
 #include "gemm.h"
-#include "masked_conv2d.h"
 #include "simd.h"
+#include "views.h"
 
 namespace vidgen::VIDGEN_ISA {
 
@@ -112,19 +112,6 @@ Prefetch::Region region_of(const ImageView& image, int64_t n, int64_t row, int64
   const char* bytes = reinterpret_cast<const char*>(base);
   if (channel < column) return {bytes, rows, image.row_stride * size, 1, 0, width * column * size};
   return {bytes, channels, channel * size, rows, image.row_stride * size, width * column * size};
-}
-
-// What a task that computes rows [row, row + rows) will want: the memory of its output, then the input rows of the
-// task after it; `visits` register tiles are to come.
-template <class E>
-Prefetch prefetch_task(const MaskedConv2d& p, const ImageView& x, const ImageView& y, int64_t n, int64_t row,
-                       int64_t rows, int64_t visits) {
-  int64_t following = p.height - row - rows < rows ? p.height - row - rows : rows;
-  Prefetch ahead{{region_of<E>(y, n, row, rows, p.width, p.out_channels),
-                  region_of<E>(x, n, row + rows, following, p.width, p.in_channels)}};
-  int64_t lines = Prefetch::lines(ahead.region[0]) + Prefetch::lines(ahead.region[1]);
-  ahead.per_step = visits > 0 ? 2 * lines / visits + 1 : 0;
-  return ahead;
 }
 
 // values[rows][line / pitch][pitch] + bias to rows of `width` pixels, channels [first_channel, first_channel +

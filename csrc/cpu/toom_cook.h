@@ -87,6 +87,73 @@ void transform_filter(const Vec<S>* taps, Vec<S>* out) {
   });
 }
 
+// B d: calls out(constant i, row i of B times d). Opposite points share the sums of even and of odd coefficients.
+template <int m, int r, class V, class Out>
+VIDGEN_INLINE void transform_input(const V* d, Out out) {
+  using F = ToomCook<m, r>;
+  constexpr int n = F::n;
+  static_for<n>([&](auto index) __attribute__((always_inline)) {
+    constexpr int i = decltype(index)::value;
+    if constexpr (F::paired(i)) {
+      auto half_sum = [](int j) constexpr {
+        return (kToomCook<m, r>.input[i][j] + kToomCook<m, r>.input[i + 1][j]) / 2;
+      };
+      auto half_difference = [](int j) constexpr {
+        return (kToomCook<m, r>.input[i][j] - kToomCook<m, r>.input[i + 1][j]) / 2;
+      };
+      V s = weighted_sum<n>(d, half_sum), e = weighted_sum<n>(d, half_difference);
+      out(index, s + e);
+      out(std::integral_constant<int, i + 1>{}, s - e);
+    } else if constexpr (i == 0 || !F::paired(i - 1)) {
+      out(index, weighted_sum<n>(d, [](int j) constexpr { return kToomCook<m, r>.input[i][j]; }));
+    }
+  });
+}
+
+// y += A z, where product(i) gives z_i and y has m entries.
+template <int m, int r, class V, class Product>
+VIDGEN_INLINE void transform_output(Product product, V* y) {
+  using F = ToomCook<m, r>;
+  using T = decltype(V{}[0] + 0);
+  static_for<F::n>([&](auto index) __attribute__((always_inline)) {
+    constexpr int i = decltype(index)::value;
+    if constexpr (F::paired(i)) {
+      V plus = product(i), minus = product(i + 1), sum = plus + minus, difference = plus - minus;
+      static_for<m>([&](auto k) __attribute__((always_inline)) {
+        constexpr double c = kToomCook<m, r>.output[k][i];
+        y[k] = multiply_add<T>(T(c), k % 2 ? difference : sum, y[k]);
+      });
+    } else if constexpr (i == 0 || !F::paired(i - 1)) {
+      V z = product(i);
+      static_for<m>([&](auto k) __attribute__((always_inline)) {
+        constexpr double c = kToomCook<m, r>.output[k][i];
+        if constexpr (c != 0) y[k] = multiply_add<T>(T(c), z, y[k]);
+      });
+    }
+  });
+}
+
+// F(2, rows) along another axis, rows = 2 or 3: every row of B is one input, or one plus or minus another.
+struct VerticalTerms {
+  int row, other;  // other < 0: none
+  bool subtract;
+};
+
+VIDGEN_INLINE VerticalTerms vertical_terms(int rows, int product) {
+  const double* b = rows == 2 ? kToomCook<2, 2>.input[product] : kToomCook<2, 3>.input[product];
+  VerticalTerms terms{-1, -1, false};
+  for (int j = rows; j >= 0; --j) {
+    if (b[j] == 0) continue;
+    if (terms.row < 0) {
+      terms.row = j;
+    } else {
+      terms.other = j;
+      terms.subtract = b[j] < 0;
+    }
+  }
+  return terms;
+}
+
 // Where a line of input comes from: one staged row, or the sum or difference of two (the vertical transform).
 template <class S>
 struct LineSource {
@@ -98,8 +165,7 @@ struct LineSource {
 // Transforms a line of `tiles` tiles, m pixels apart: coefficient i of tile t goes to out[i * stride + t * pitch].
 template <int m, int r, class S>
 void transform_line(const LineSource<S>& source, int64_t pitch, int64_t tiles, S* out, int64_t stride) {
-  using F = ToomCook<m, r>;
-  constexpr int n = F::n;
+  constexpr int n = ToomCook<m, r>::n;
   for (int64_t t = 0; t < tiles; ++t) {
     for (int64_t c = 0; c < pitch; c += kLanes<S>) {
       int64_t at = t * m * pitch + c;
@@ -114,22 +180,7 @@ void transform_line(const LineSource<S>& source, int64_t pitch, int64_t tiles, S
         }
       }
       S* to = out + t * pitch + c;
-      static_for<n>([&](auto index) __attribute__((always_inline)) {
-        constexpr int i = decltype(index)::value;
-        if constexpr (F::paired(i)) {
-          auto half_sum = [](int j) constexpr {
-            return (kToomCook<m, r>.input[i][j] + kToomCook<m, r>.input[i + 1][j]) / 2;
-          };
-          auto half_difference = [](int j) constexpr {
-            return (kToomCook<m, r>.input[i][j] - kToomCook<m, r>.input[i + 1][j]) / 2;
-          };
-          Vec<S> s = weighted_sum<n>(d, half_sum), e = weighted_sum<n>(d, half_difference);
-          store(to + i * stride, s + e);
-          store(to + (i + 1) * stride, s - e);
-        } else if constexpr (i == 0 || !F::paired(i - 1)) {
-          store(to + i * stride, weighted_sum<n>(d, [](int j) constexpr { return kToomCook<m, r>.input[i][j]; }));
-        }
-      });
+      transform_input<m, r>(d, [&](auto i, Vec<S> v) { store(to + i * stride, v); });
     }
   }
 }

@@ -32,12 +32,11 @@ def test_refuses_in_one_line_without_a_gpu():
 def machine(monkeypatch, tmp_path):
     """A machine with one card on which the steps do as told; returns the outcomes to set and the manifest's path."""
     outcome = {"passed": {"triton": 5, "cuda": 2}, "hashes": iter(["a" * 32] * 9), "measure": None}
-    samples = ROOT / "benchmarks" / "results" / "cuda-a-card.json"
 
     def measure(full):
         if outcome["measure"]:
             raise outcome["measure"]
-        return samples
+        return {op: ROOT / "benchmarks" / "results" / f"{op}-cuda-a-card.json" for op in ("op", "other")}
 
     monkeypatch.setattr(gpu, "no_gpu", lambda: None)
     monkeypatch.setattr(gpu, "matrix", lambda folder: outcome["passed"])
@@ -65,7 +64,17 @@ def test_what_has_passed_stands_in_the_manifest(machine, capsys):
         ("op", "cuda", 2, "a" * 32),
         ("op", "triton", 5, "a" * 32),
     ]
-    assert all(e["compute_capability"] == "9.0" and e["samples"].startswith("benchmarks/") for e in written["entries"])
+    assert {e["compute_capability"] for e in written["entries"]} == {"9.0"}
+    assert {e["samples"] for e in written["entries"]} == {"benchmarks/results/op-cuda-a-card.json"}
+
+
+def test_samples_are_those_of_the_op_whose_adjoint_it_is():
+    measured = {name: ROOT / f"{name}.json" for name in ("conv", "conv_pool")}
+    assert gpu.samples_of("conv", measured) == "conv.json"
+    assert gpu.samples_of("conv_pool", measured) == "conv_pool.json"
+    assert gpu.samples_of("conv_grad_input", measured) == "conv.json"
+    assert gpu.samples_of("conv_pool_grad_weight", measured) == "conv_pool.json"
+    assert gpu.samples_of("unmeasured", measured) is None
 
 
 def test_nothing_is_written_when_something_fails(machine, capsys):

@@ -74,6 +74,20 @@ def test_short_calls_are_repeated_within_a_sample_and_reported_per_call() -> Non
     assert timed["B"]["samples_ms"] == pytest.approx([1e2] * 5)
 
 
+def test_only_short_calls_are_preceded_by_one_that_is_not_timed() -> None:
+    calls = {"short": 0, "long": 0}
+
+    def counted(name: str) -> str:
+        calls[name] += 1
+        return name
+
+    runs = {name: (lambda name=name: counted(name)) for name in calls}
+    clock = FakeClock({"short": 0.05, "long": 0.2})
+    timed = interleave(runs, clock=clock, budget_s=0.0, min_rounds=5, now=lambda: 0.0)
+    assert {name: len(timed[name]["samples_ms"]) for name in timed} == {"short": 5, "long": 5}
+    assert calls == {"short": 3 + 2 * 5, "long": 1 + 5}
+
+
 def test_rounds_end_with_the_budget_but_not_before_the_minimum() -> None:
     class Noisy:
         """Never settles; keeps the time that it has handed out."""
@@ -155,6 +169,15 @@ def test_a_contender_that_raises_is_a_row_and_the_others_are_measured() -> None:
     row = measure(case(broken, contender("fine", TRUTH.float())), budget_s=0.0, clock=CountingClock())
     assert row["contenders"][0]["failure"] == "RuntimeError: no such kernel"
     assert row["contenders"][1]["samples_ms"]
+
+
+def test_a_long_message_is_cut_short() -> None:
+    def explode(_: object) -> Callable[[], dict[str, torch.Tensor]]:
+        raise RuntimeError("no such kernel, " + "and so on " * 100)
+
+    row = measure(case(Contender("broken", "float32", lambda: None, explode)), budget_s=0.0, clock=CountingClock())
+    assert row["contenders"][0]["failure"].startswith("RuntimeError: no such kernel, and so on")
+    assert len(row["contenders"][0]["failure"]) < 300
 
 
 def test_a_contender_is_not_checked_against_a_baseline_that_failed() -> None:

@@ -99,13 +99,52 @@ def test_a_ceiling_that_somebody_exceeds_is_no_ceiling() -> None:
 
 def test_file_round_trip_keeps_samples_and_stays_valid_json(tmp_path: Path) -> None:
     content = stored(entry("eager", [1.23456789, math.nan]))
-    path = tmp_path / "new" / "r.json"
-    results.save(path, content)
+    (path,) = results.save(tmp_path / "new", content)
+    assert path == tmp_path / "new" / "op-cpu.json"
     again = results.load(path)
     assert again["rows"][0]["contenders"][0]["samples_ms"] == [1.23457, None]
     assert "NaN" not in path.read_text()
     # a list of samples takes one line, so that a diff of two files can be read
     assert [line for line in path.read_text().splitlines() if "samples_ms" in line and "1.23457, null" in line]
+
+
+def test_measuring_one_op_leaves_the_samples_of_others_as_they_are(tmp_path: Path) -> None:
+    both = stored(entry("eager", [1.0]))
+    both["rows"] += [stored(entry("eager", [2.0]), op="other")["rows"][0]]
+    results.save(tmp_path, both)
+    assert [row["op"] for row in results.load(tmp_path / "op-cpu.json")["rows"]] == ["op"]
+    untouched = (tmp_path / "op-cpu.json").read_bytes()
+    later = stored(entry("eager", [3.0]), op="other") | {"created": "2001-01-01T00:00:00", "peaks": {"float32": 7.0}}
+    results.save(tmp_path, later)
+    assert (tmp_path / "op-cpu.json").read_bytes() == untouched
+    assert results.load(tmp_path / "other-cpu.json") == later
+    # what one op's table says of the machine and the day is that of its own samples
+    assert "2000-01-01" in published.table(results.load(tmp_path / "op-cpu.json"))
+    assert "2001-01-01" in published.table(results.load(tmp_path / "other-cpu.json"))
+
+
+def test_a_file_is_named_by_its_op_and_device() -> None:
+    assert results.file_name("op", {"device": "cpu", "cpu": "X"}) == "op-cpu.json"
+    assert results.file_name("op", {"device": "cuda", "gpu": "A Card, 80GB"}) == "op-cuda-a-card-80gb.json"
+
+
+def test_peers_are_named_with_their_versions_where_they_were_measured() -> None:
+    content = stored(entry("eager", [1.0]), entry("Peer", [0.5], peer="peerlib"), entry("ours", [0.25], **OURS))
+    content["machine"]["peers"] = {"peerlib": "1.2", "bystander": "3.4"}
+    line = results.machine_line(content)
+    assert "peerlib 1.2" in line
+    assert "bystander" not in line
+    one = results.figures(content["rows"][0], {})[2]
+    assert (one.ratio, one.ratio_to_best) == (4.0, 2.0)
+
+
+def test_a_peer_that_is_missing_is_a_sentence_and_no_row() -> None:
+    content = stored(entry("eager", [1.0]), left_out={"Peer": "peerlib is not installed: pip install it"})
+    content["rows"] *= 2
+    assert results.notes(content) == ["Peer was not measured: peerlib is not installed: pip install it."]
+    for text in (results.markdown(content), published.table(content)):
+        assert text.count("Peer was not measured") == 1
+        assert "| Peer" not in text
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
@@ -117,11 +156,12 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    results.save(tmp_path / "results" / "x.json", stored(entry("eager", [26.1]), entry("ours", [10.0], **OURS)))
+    content = stored(entry("eager", [26.1]), entry("ours", [10.0], **OURS), op="x")
+    assert [path.name for path in results.save(tmp_path / "results", content)] == ["x-cpu.json"]
     return tmp_path
 
 
-SOURCE = "<!-- results/x.json | c1 | ours | eager -->"
+SOURCE = "<!-- results/x-cpu.json | c1 | ours | eager -->"
 
 
 def test_a_published_ratio_must_be_the_samples(folder: Path) -> None:
@@ -135,10 +175,10 @@ def test_a_published_ratio_must_be_the_samples(folder: Path) -> None:
     ("text", "reason"),
     [
         ("It is 2.6× faster.", "no source"),
-        ("2.6×<!-- results/x.json | c1 | ours -->", "four fields"),
+        ("2.6×<!-- results/x-cpu.json | c1 | ours -->", "four fields"),
         ("2.6×<!-- results/y.json | c1 | ours | eager -->", "there is no results/y.json"),
-        ("2.6×<!-- results/x.json | c2 | ours | eager -->", "no case"),
-        ("2.6×<!-- results/x.json | c1 | theirs | eager -->", "no passing samples"),
+        ("2.6×<!-- results/x-cpu.json | c2 | ours | eager -->", "no case"),
+        ("2.6×<!-- results/x-cpu.json | c1 | theirs | eager -->", "no passing samples"),
     ],
 )
 def test_a_published_ratio_needs_a_source(folder: Path, text: str, reason: str) -> None:
@@ -148,7 +188,7 @@ def test_a_published_ratio_needs_a_source(folder: Path, text: str, reason: str) 
 
 def test_tables_are_written_from_the_samples_and_tampering_is_found(folder: Path) -> None:
     document = folder / "README.md"
-    document.write_text("Before\n<!-- benchmark: results/x.json -->\nold\n<!-- /benchmark -->\nafter\n")
+    document.write_text("Before\n<!-- benchmark: results/x-cpu.json -->\nold\n<!-- /benchmark -->\nafter\n")
     published.update(document, folder)
     text = document.read_text()
     assert "2.61×" in text
@@ -157,6 +197,20 @@ def test_tables_are_written_from_the_samples_and_tampering_is_found(folder: Path
     assert published.problems(text, folder) == []
     (problem,) = published.problems(text.replace("2.61×", "3.61×"), folder)
     assert "differs from its samples" in problem
+
+
+def test_a_table_shows_the_columns_that_are_asked_for(folder: Path) -> None:
+    content = results.load(folder / "results" / "x-cpu.json")
+    assert "| forward | ours | eager |" in published.table(content, ["ours", "eager"])
+    with pytest.raises(ValueError, match=r"got \['theirs'\]"):
+        published.table(content, ["ours", "theirs"])
+    document = folder / "README.md"
+    document.write_text("<!-- benchmark: results/x-cpu.json | ours -->\n<!-- /benchmark -->\n")
+    published.update(document, folder)
+    text = document.read_text()
+    assert "| forward | ours |\n" in text
+    assert published.problems(text, folder) == []
+    assert published.problems(text.replace("2.61×", "3.61×"), folder)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])

@@ -45,19 +45,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_bench_writes_one_whole_file_and_reports_success(tmp_path: Path, calls: list[str], capfd: Any) -> None:
-    output = tmp_path / "out" / "r.json"
+    output = tmp_path / "out"
     assert command.bench(seconds=0.01, output=output) == 0
-    assert [row["case"] for row in results.load(output)["rows"]] == ["first", "second", "third"]
+    written = output / "masked_conv2d-cpu.json"
+    assert [row["case"] for row in results.load(written)["rows"]] == ["first", "second", "third"]
     shown = capfd.readouterr()
     assert "[2/3] masked_conv2d, second" in shown.err
     assert "eager" in shown.out
-    assert str(output) in shown.out
+    assert str(written) in shown.out
 
 
 def test_ctrl_c_leaves_the_old_file_and_no_other_and_the_next_run_goes_on(
     tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    output = tmp_path / "r.json"
+    output = tmp_path / "masked_conv2d-cpu.json"
     output.write_text("old")
     real = suite.measure
 
@@ -67,20 +68,20 @@ def test_ctrl_c_leaves_the_old_file_and_no_other_and_the_next_run_goes_on(
         return real(one, **more)
 
     monkeypatch.setattr(suite, "measure", interrupted)
-    assert command.bench(seconds=0.01, output=output) == 130
+    assert command.bench(seconds=0.01, output=tmp_path) == 130
     assert output.read_text() == "old"
-    assert "untouched" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".vidgen-bench", "r.json"]
+    assert "no results file was written" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".vidgen-bench", output.name]
 
     monkeypatch.setattr(suite, "measure", real)
     calls.clear()
-    assert command.bench(seconds=0.01, output=output) == 0
+    assert command.bench(seconds=0.01, output=tmp_path) == 0
     assert set(calls) == {"third"}
     assert len(results.load(output)["rows"]) == 3
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = tmp_path / "r.json"
+    output = tmp_path / "op-cpu.json"
     output.write_text("old")
 
     def full_disk(*_: object) -> None:
@@ -88,7 +89,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, mon
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        results.save(output, {"format": 1})
+        results.save(tmp_path, {"format": 1, "machine": {"device": "cpu"}, "rows": [{"op": "op"}]})
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
@@ -113,7 +114,7 @@ def test_a_failed_check_is_the_exit_status(tmp_path: Path, calls: list[str], mon
     wrong = Contender("ours", "float32", lambda: None, lambda _: lambda: {"y": torch.zeros(3)}, absolute_limit=1e-6)
     broken = Case("masked_conv2d", "c", "c", "forward", "cpu", {}, [wrong], lambda _: {"y": torch.ones(3).double()})
     monkeypatch.setattr(suite, "find_cases", lambda *_, **__: [broken])
-    assert command.bench(seconds=0.01, output=tmp_path / "r.json") == 1
+    assert command.bench(seconds=0.01, output=tmp_path) == 1
 
 
 @pytest.mark.parametrize(

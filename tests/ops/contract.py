@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.ops import masked_conv2d
+from vidgen.ops import conv3d_pool3d, masked_conv2d
+from vidgen.ops.conv3d_pool3d import reference as conv3d_pool3d_reference
+from vidgen.ops.conv3d_pool3d import resolve_padding
 from vidgen.ops.masked_conv2d import reference as masked_conv2d_reference
 
 
@@ -33,7 +35,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Op:
-    """An op under test. `image` names the tensor whose layout is kept and whose first axis is the batch."""
+    """An op under test.
+
+    image: the tensor whose layout is kept and whose first axis is the batch.
+    typical: the sample for what does not depend on shapes. thin: one with few channels.
+    checked: the samples that torch.library.opcheck sees.
+    """
 
     name: str
     public: Callable[..., Tensor]
@@ -42,6 +49,9 @@ class Op:
     torch_op: str
     positional: Callable[[Sample, str | None], tuple[Any, ...]]
     unsupported: Callable[[Sample, str, torch.dtype], bool]
+    typical: str
+    thin: str
+    checked: tuple[str, ...]
     image: str = "x"
 
     def __call__(self, sample: Sample, impl: str | None) -> Tensor:
@@ -100,6 +110,51 @@ def _masked_conv2d_unsupported(sample: Sample, impl: str, dtype: torch.dtype) ->
     return (impl == "cuda" and not few_channels) or (impl in ("cuda", "triton") and dtype == torch.float64)
 
 
+def _conv3d_pool3d_samples() -> Iterator[tuple[str, Sample]]:
+    """Kernels of all sizes, windows that fit the tiles of no form, and clips that are thinner than either."""
+
+    def sample(n, cin, cout, size, kernel, bias=True, **options):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(n + 3 * cin + 5 * cout + 7 * sum(size) + 11 * sum(kernel))
+        taps = cin * kernel[0] * kernel[1] * kernel[2]
+        tensors = {
+            "x": torch.randn(n, cin, *size, generator=generator, dtype=torch.float64),
+            "weight": torch.randn(cout, cin, *kernel, generator=generator, dtype=torch.float64) / taps**0.5,
+            "bias": torch.randn(cout, generator=generator, dtype=torch.float64) if bias else None,
+        }
+        return Sample(tensors, options)
+
+    yield "3x3x3", sample(2, 16, 24, (4, 9, 10), (3, 3, 3), pool=(2, 2, 2))
+    yield "few-channels", sample(2, 3, 20, (4, 9, 11), (3, 3, 3), pool=(1, 2, 2))
+    yield "no-pool", sample(2, 17, 33, (3, 7, 9), (3, 3, 3), activation="identity")
+    yield "wide-channels", sample(1, 72, 136, (3, 7, 6), (3, 3, 3), pool=(2, 2, 2), ceil_mode=True)
+    yield "flat", sample(3, 20, 24, (1, 13, 10), (1, 3, 3), pool=(1, 2, 2))
+    yield "window-across-tiles", sample(2, 16, 18, (5, 8, 9), (3, 3, 3), pool=(3, 3, 1), bias=False)
+    yield "lecture-window", sample(1, 16, 12, (6, 9, 8), (3, 3, 3), pool=(4, 4, 4), ceil_mode=True)
+    yield "even-kernel", sample(2, 8, 9, (6, 7, 5), (2, 4, 3), pool=(1, 2, 2), ceil_mode=True)
+    yield "1x1x1", sample(2, 16, 40, (3, 4, 5), (1, 1, 1))
+    yield "7x7x7", sample(1, 4, 6, (7, 5, 8), (7, 7, 7), pool=(2, 1, 4), ceil_mode=True, activation="identity")
+    yield "valid", sample(2, 16, 20, (5, 8, 9), (3, 3, 3), padding="valid", pool=(2, 2, 2), ceil_mode=True)
+    yield "one-voxel", sample(3, 20, 16, (1, 1, 1), (3, 3, 3))
+    yield "one-column", sample(2, 16, 16, (2, 19, 1), (3, 3, 3))
+    yield "empty-batch", sample(0, 4, 6, (4, 5, 5), (3, 3, 3), pool=(2, 2, 2))
+    yield "single-channel", sample(2, 1, 1, (3, 6, 6), (3, 3, 3), pool=(1, 3, 2))
+
+
+def _conv3d_pool3d_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
+    options = {"padding": "same", "activation": "relu", "pool": (1, 1, 1), "ceil_mode": False, **sample.options}
+    weight = sample.tensors["weight"]
+    assert weight is not None
+    padding = resolve_padding(options["padding"], weight.shape[2:])
+    rule = (padding, options["activation"], list(options["pool"]), options["ceil_mode"])
+    return (*sample.tensors.values(), *rule, "auto", impl, None)
+
+
+def _conv3d_pool3d_unsupported(sample: Sample, impl: str, dtype: torch.dtype) -> bool:
+    weight = sample.tensors["weight"]
+    assert weight is not None
+    return (impl == "cuda" and weight.shape[1] > 4) or (impl in ("cuda", "triton") and dtype == torch.float64)
+
+
 OPS = {
     "masked_conv2d": Op(
         name="masked_conv2d",
@@ -109,15 +164,36 @@ OPS = {
         torch_op="masked_conv2d",
         positional=_masked_conv2d_positional,
         unsupported=_masked_conv2d_unsupported,
-    )
+        typical="3x3",
+        thin="7x7-A-grey",
+        checked=("3x3", "3x3-colors", "empty-batch"),
+    ),
+    "conv3d_pool3d": Op(
+        name="conv3d_pool3d",
+        public=conv3d_pool3d,
+        reference=lambda s: conv3d_pool3d_reference(*_conv3d_pool3d_positional(s, None)[:-3]),
+        samples=_conv3d_pool3d_samples,
+        torch_op="conv3d_pool3d",
+        positional=_conv3d_pool3d_positional,
+        unsupported=_conv3d_pool3d_unsupported,
+        typical="3x3x3",
+        thin="few-channels",
+        checked=("3x3x3", "no-pool", "empty-batch"),
+    ),
 }
+
+
+def channels_last(t: Tensor) -> torch.memory_format:
+    """What channels_last means for images or for clips."""
+    return torch.channels_last if t.dim() == 4 else torch.channels_last_3d
+
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda t: t.contiguous(),
-    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "channels_last": lambda t: t.contiguous(memory_format=channels_last(t)),
     # every axis strided, storage offset not zero
     "sliced": lambda t: t.new_empty([s * 2 + 1 for s in t.shape])[tuple(slice(1, None, 2) for _ in t.shape)].copy_(t),
-    "transposed": lambda t: t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+    "transposed": lambda t: t.permute(*reversed(range(t.dim()))).contiguous().permute(*reversed(range(t.dim()))),
 }
 
 

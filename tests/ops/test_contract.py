@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.contract import LAYOUTS, OPS, Op, Sample, cases, get
+from tests.ops.contract import LAYOUTS, OPS, Op, Sample, cases, channels_last, get
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 #: relative rms error against float64 that the docstrings promise at most (Winograd forms for float32)
@@ -62,9 +62,9 @@ def test_keeps_the_memory_format(op_name, label, layout, device, impl):
     if skip_what_the_row_refuses(op, sample, impl, "float32"):
         return
     image = sample.tensors[op.image]
-    channels_last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+    kept = image.is_contiguous(memory_format=channels_last(image)) and not image.is_contiguous()
     out = op(sample, impl)
-    assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    assert out.is_contiguous(memory_format=channels_last(out) if kept else torch.contiguous_format)
 
 
 @every_case
@@ -109,17 +109,17 @@ def test_a_sample_does_not_depend_on_its_batch(op_name, label, dtype_name, layou
 @pytest.mark.parametrize("dtype_name", ["float32", "bfloat16"])
 def test_offsets_beyond_32_bits(op_name, dtype_name):
     """A batch stride of 2³¹ + 7 elements; the memory between is never touched, so it costs nothing."""
-    op, sample = prepared(op_name, "3x3", dtype_name, "cpu")
+    op, sample = prepared(op_name, OPS[op_name].typical, dtype_name, "cpu")
     image = sample.tensors[op.image]
-    n, c, h, w = image.shape
-    far = torch.empty(2**31 + 7 + c * h * w, dtype=image.dtype).as_strided((n, c, h, w), (2**31 + 7, h * w, w, 1))
+    far = torch.empty(2**31 + 7 + image[0].numel(), dtype=image.dtype)
+    far = far.as_strided(image.shape, (2**31 + 7, *image[0].stride()))
     far.copy_(image)
     assert torch.equal(op(Sample({**sample.tensors, op.image: far}, sample.options), "cpu"), op(sample, "cpu"))
 
 
 @every_op
 def test_inference_mode(op_name, device, impl):
-    op, sample = prepared(op_name, "7x7-A-grey", "float32", device)
+    op, sample = prepared(op_name, OPS[op_name].thin, "float32", device)
     expected = op(sample, impl)
     with torch.inference_mode():
         assert torch.equal(op(sample, impl), expected)
@@ -129,7 +129,7 @@ def test_inference_mode(op_name, device, impl):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("impl", [None, "reference"])
 def test_compiles_as_one_graph(op_name, layout, impl):
-    op, sample = prepared(op_name, "3x3", "float32", "cpu", layout)
+    op, sample = prepared(op_name, OPS[op_name].typical, "float32", "cpu", layout)
     expected = op(sample, impl)
     torch._dynamo.reset()
     compiled = torch.compile(lambda t: op.public(**t, **sample.options, impl=impl), fullgraph=True, backend="aot_eager")
@@ -140,7 +140,7 @@ def test_compiles_as_one_graph(op_name, layout, impl):
 
 @every_op
 def test_compiled_gradients(op_name):
-    op, sample = prepared(op_name, "3x3-colors", "float32", "cpu")
+    op, sample = prepared(op_name, OPS[op_name].checked[1], "float32", "cpu")
 
     def gradients(function):  # type: ignore[no-untyped-def]
         leaves = {k: v.clone().requires_grad_() for k, v in sample.tensors.items() if v is not None}
@@ -158,7 +158,7 @@ def test_compiled_gradients(op_name):
 
 @every_op
 def test_exports(op_name):
-    op, sample = prepared(op_name, "3x3", "float32", "cpu")
+    op, sample = prepared(op_name, OPS[op_name].typical, "float32", "cpu")
 
     class Wrapped(torch.nn.Module):
         def forward(self, image):  # type: ignore[no-untyped-def]
@@ -173,7 +173,7 @@ def test_exports(op_name):
 @every_op
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_computes_in_its_dtype(op_name, device, dtype):
-    op, sample = prepared(op_name, "3x3", "float32", device)
+    op, sample = prepared(op_name, OPS[op_name].typical, "float32", device)
     with torch.autocast(device, dtype=dtype):
         under_autocast = op(sample, "reference")
         double = op(sample.to(torch.float64, device), "reference")
@@ -182,9 +182,7 @@ def test_autocast_computes_in_its_dtype(op_name, device, dtype):
     assert double.dtype == torch.float64, "autocast leaves double alone"
 
 
-@pytest.mark.parametrize(
-    ("op_name", "label"), [(o, s) for o, s in cases() if s in ("3x3", "3x3-colors", "empty-batch")]
-)
+@pytest.mark.parametrize(("op_name", "label"), [(name, label) for name, op in OPS.items() for label in op.checked])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck(op_name, label, layout, device):
     op, sample = prepared(op_name, label, "float32", device, layout)

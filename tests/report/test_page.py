@@ -131,6 +131,28 @@ def test_a_busy_machine_is_told() -> None:
     assert source[: source.index("<h2>")].count("measured on a busy machine") == 2
 
 
+def test_every_op_has_charts_of_its_own() -> None:
+    bench = synthetic.bench()
+    bench["rows"] += [row | {"op": "another_op"} for row in bench["rows"][:1]]
+    captions = [chart["caption"] for chart in page.speed(bench)["charts"]]
+    assert captions == [
+        "another_op, forward pass",
+        "masked_conv2d, forward pass",
+        "masked_conv2d, forward and backward pass",
+    ]
+    # the tile says whose ratio it shows
+    assert f"masked_conv2d, {bench['rows'][0]['title']}, fp32" in text_of(render(bench=bench))
+
+
+def test_a_library_that_was_not_measured_is_told_with_the_reason() -> None:
+    bench = synthetic.bench()
+    bench["rows"][1]["left_out"] = {"A Peer": "peerlib is not installed"}
+    bench["machine"]["peers"] = {"otherlib": "1.2.3"}
+    text = text_of(render(bench=bench))
+    assert text.count("A Peer was not measured: peerlib is not installed.") == 1
+    assert "otherlib 1.2.3" in text
+
+
 def test_text_from_outside_is_escaped() -> None:
     bench = synthetic.bench()
     bench["machine"]["cpu"] = "<script>alert(1)</script>"

@@ -139,7 +139,9 @@ def _aten_grad_weight(grad: Tensor, x: Tensor, kernel_size: Sequence[int], paddi
     symmetric = all(padding[2 * i] == padding[2 * i + 1] for i in range(3))
     around = list(padding[::2]) if symmetric else [0, 0, 0]
     x = x if symmetric else _padded(x, padding)
-    weight = x.new_empty((grad.shape[1], x.shape[1], *kernel_size))
+    # only its size and layout are read: with x's layout, PyTorch's kernels need no copy of their own
+    size, layout = (grad.shape[1], x.shape[1], *kernel_size), memory_format_of(x)
+    weight = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
     ones, only_weight = [1, 1, 1], [False, True, False]
     return torch.ops.aten.convolution_backward(
         grad, x, weight, None, ones, around, ones, False, [0, 0, 0], 1, only_weight
@@ -151,7 +153,8 @@ def reference_grad_weight(grad: Tensor, x: Tensor, kernel_size: Sequence[int], p
     return _aten_grad_weight(_wide(grad), _wide(x), kernel_size, padding).to(x.dtype)
 
 
-# Backends.
+# Backends. The CPU kernel is registered in C++ (csrc/bind/conv3d_pool3d.cpp); its rows here serve explain and info. The
+# gradient of the weight is PyTorch's own on the CPU.
 
 
 def _always() -> str | None:
@@ -162,10 +165,21 @@ def _supports_all(*_args: Any) -> str | None:
     return None
 
 
-TABLE[_OP] = (Backend("reference", (), _always, _supports_all, reference),)
-TABLE[f"{_OP}_grad_preactivation"] = (Backend("reference", (), _always, _supports_all, reference_grad_preactivation),)
-TABLE[f"{_OP}_grad_input"] = (Backend("reference", (), _always, _supports_all, reference_grad_input),)
-TABLE[f"{_OP}_grad_weight"] = (Backend("reference", (), _always, _supports_all, reference_grad_weight),)
+def _cpu_supports(x: Tensor, *_args: Any) -> str | None:
+    return torch.ops.vidgen.conv3d_pool3d_cpu_supports(x.dtype) or None
+
+
+def _rows(run_reference: Any, run_cpu: Any = None) -> tuple[Backend, ...]:
+    return (
+        Backend("cpu", ("cpu",), _always, _cpu_supports, run_cpu),
+        Backend("reference", (), _always, _supports_all, run_reference),
+    )
+
+
+TABLE[_OP] = _rows(reference)
+TABLE[f"{_OP}_grad_preactivation"] = _rows(reference_grad_preactivation)
+TABLE[f"{_OP}_grad_input"] = _rows(reference_grad_input)
+TABLE[f"{_OP}_grad_weight"] = _rows(reference_grad_weight, _aten_grad_weight)
 
 
 # Registration: shapes, autograd, selection, autocast.
@@ -451,3 +465,19 @@ def conv3d_pool3d_pack(
         raise ValueError(f"input_size must be (depth, height, width), all positive, or None, got {input_size!r}")
     around, window = resolve_padding(padding, weight.shape[2:]), _resolve_pool(pool)
     return _op_pack(weight.detach(), list(input_size or ()), around, window, algorithm)
+
+
+def plan_of(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    padding: Padding = "same",
+    activation: str = "relu",
+    pool: Pool = None,
+    ceil_mode: bool = False,
+    algorithm: str = "auto",
+) -> str:
+    """What the CPU kernel would do for a call, in words (for `vidgen.explain`)."""
+    around, window = resolve_padding(padding, weight.shape[2:]), _resolve_pool(pool)
+    words, _ = torch.ops.vidgen.conv3d_pool3d_cpu_plan(x, weight, around, window, ceil_mode, algorithm)
+    return words

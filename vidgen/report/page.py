@@ -49,6 +49,7 @@ def render(
         machine=machine_rows(bench),
         measured=bench_results.machine_line(dict(bench)),
         warnings=bench_results.warnings(dict(bench)),
+        notes=bench_results.notes(dict(bench)),
         headline=headline(bench),
         disturbed=bench_results.disturbance(dict(bench)) is not None,
         speed=speed(bench),
@@ -67,7 +68,7 @@ def _asset(name: str) -> str:
 
 
 def speed(bench: Mapping[str, Any]) -> dict[str, Any]:
-    """Every case with its table, and the bar charts of the forward and of training."""
+    """Every case with its table, and for each op the bar charts of the forward and of training."""
     peaks = bench_results.trusted_peaks(dict(bench))
     cases = []
     for row in bench["rows"]:
@@ -82,14 +83,14 @@ def speed(bench: Mapping[str, Any]) -> dict[str, Any]:
             }
         )
     charts = []
-    captions = {"forward": "Forward pass", "forward+backward": "Forward and backward pass"}
-    bars = {
-        kind: [bar for row in bench["rows"] if row["kind"] == kind for bar in _bars(row, peaks)] for kind in captions
-    }
+    captions = {"forward": "forward pass", "forward+backward": "forward and backward pass"}
+    bars: dict[str, list[tuple[str, float | None, str, bool]]] = {}
+    for row in sorted(bench["rows"], key=lambda row: (row["op"], row["kind"])):
+        bars.setdefault(f"{row['op']}, {captions[row['kind']]}", []).extend(_bars(row, peaks))
     longest = max((value for some in bars.values() for _, value, _, _ in some if value is not None), default=1.0)
-    for kind, caption in captions.items():
-        if bars[kind]:
-            charts.append({"caption": caption, "svg": figures.ratio_bars(bars[kind], longest)})
+    for caption, some in bars.items():
+        if some:
+            charts.append({"caption": caption, "svg": figures.ratio_bars(some, longest)})
     return {"cases": cases, "charts": charts}
 
 
@@ -139,12 +140,14 @@ def headline(bench: Mapping[str, Any]) -> dict[str, Any]:
 def machine_rows(bench: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The machine as (name, value) pairs for people."""
     machine, peaks = bench["machine"], bench["peaks"]
+    software = {"vidgen": machine["vidgen"], "torch": machine["torch"], "Python": machine["python"]}
+    software |= machine.get("peers", {})
     rows = [
         ("Processor", machine["cpu"]),
         ("Threads", f"{machine['threads']} of {machine['cores']} usable cores"),
         ("Instruction set in use", machine["isa"]),
         ("System", f"{machine['system']}, {machine['architecture']}"),
-        ("Software", f"vidgen {machine['vidgen']}, torch {machine['torch']}, Python {machine['python']}"),
+        ("Software", ", ".join(f"{name} {version}" for name, version in software.items())),
     ]
     wrong = bench_results.disproved_peaks(bench["rows"], peaks)
     parts = [

@@ -1,0 +1,193 @@
+// The direct form: every tap is multiplied; any dtype, kernel size and padding.
+//
+// A task computes a block of outputs (whole pooling windows, some 512 pixels) for all output channels. It stages what
+// the block reads, zero-padded, pixels of channels next to each other; the taps of a kernel row are then one contiguous
+// run of kw * channels values, so a kernel is kd * kh runs and needs no im2col. Per panel of output channels (64 with
+// AVX-512) all pixels pass through the register tile of gemm.h into a buffer of 128 KiB that stays in L2, and from there
+// through bias, activation and pooling to memory: what is not pooled never leaves the cache.
+#pragma once
+
+#include "conv3d_pool3d_finish.h"
+#include "stage.h"
+
+namespace vidgen::VIDGEN_ISA {
+
+constexpr int64_t kConvChunk = 128;            // rows of B per visit: keeps the error below twice an eager convolution's
+constexpr int64_t kBlockPixels = 512;          // of one task, about
+constexpr int64_t kStagedBytes = 512 << 10;    // of one task's input, at most if a window allows it
+
+// Packed weights: [panel][tap][input channel][output channel].
+template <class S>
+struct Conv3dDirectWeights {
+  int64_t channel_pitch;  // even for bf16 pairs
+  int64_t depth;          // rows of B
+
+  explicit Conv3dDirectWeights(const Conv3dPool3d& p)
+      : channel_pitch(round_up(p.in_channels, kDepthStep<S>)),
+        depth(p.kernel[0] * p.kernel[1] * p.kernel[2] * channel_pitch) {}
+
+  size_t bytes(const Conv3dPool3d& p) const {
+    return depth * Panels<S>(p.out_channels).padded_channels() * sizeof(S);
+  }
+  const S* panel(const void* packed, int64_t i) const { return static_cast<const S*>(packed) + i * kPanel<S> * depth; }
+};
+
+template <class E>
+void pack_conv3d_direct(const Conv3dPool3d& p, const void* weight, void* packed, int64_t task) {
+  using S = Staged<E>;
+  int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
+  Conv3dDirectWeights<S> layout(p);
+  PackTask<E> part(p.in_channels, p.out_channels, taps, p.adjoint, weight, task);
+  int64_t width = Panels<S>(p.out_channels).vectors(part.panel) * kLanes<S>;
+  S* b = const_cast<S*>(layout.panel(packed, part.panel));
+  for (int64_t in = part.first; in < part.last; ++in) {
+    for_each_tap(part.weight + in * part.in_stride, part.lane_stride, part.lanes_used, taps,
+                 [&](int64_t tap, Vec<E> v) {
+                   if (p.adjoint) tap = taps - 1 - tap;
+                   store_depth(b, width, tap * layout.channel_pitch + in, part.column, v);
+                 });
+  }
+}
+
+template <class E>
+struct Conv3dDirectTask {
+  using S = Staged<E>;
+  int64_t columns, rows, pitch;  // of the staged input: its pixels per row, rows per plane, channels per pixel
+  S* staged;
+  Run* run;
+  Acc<S>* sums;
+
+  Conv3dDirectTask(const Conv3dPool3d& p, const int64_t (&block)[3], Arena& arena) {
+    pitch = round_up(p.in_channels, kDepthStep<S>);
+    columns = block[2] + p.kernel[2] - 1;
+    rows = block[1] + p.kernel[1] - 1;
+    staged = arena.take<S>((block[0] + p.kernel[0] - 1) * rows * columns * pitch);
+    run = arena.take<Run>(p.kernel[0] * p.kernel[1]);
+    sums = arena.take<Acc<S>>(block[0] * block[1] * block[2] *
+                              smaller(kPanel<S>, Panels<S>(p.out_channels).padded_channels()));
+  }
+
+  void list_runs(const Conv3dPool3d& p) {
+    for (int64_t d = 0, i = 0; d < p.kernel[0]; ++d) {
+      for (int64_t h = 0; h < p.kernel[1]; ++h, ++i)
+        run[i] = {(d * rows + h) * columns * pitch, p.kernel[2] * pitch};
+    }
+  }
+
+  // The block of input that outputs from `first` on read, zeros around it.
+  void stage(const Conv3dPool3d& p, const ClipView& x, int64_t n, const int64_t (&first)[3],
+             const int64_t (&block)[3]) {
+    int64_t line = columns * pitch, left = first[2] - p.before[2];
+    int64_t skipped = larger(0, -left), begin = larger(0, left);
+    int64_t width = larger(0, smaller(p.in_size[2] - begin, columns - skipped));
+    for (int64_t d = 0; d < block[0] + p.kernel[0] - 1; ++d) {
+      int64_t depth = first[0] - p.before[0] + d;
+      for (int64_t h = 0; h < rows; ++h) {
+        S* out = staged + (d * rows + h) * line;
+        int64_t row = first[1] - p.before[1] + h;
+        if (depth < 0 || depth >= p.in_size[0] || row < 0 || row >= p.in_size[1] || width == 0) {
+          zero(out, line);
+          continue;
+        }
+        zero(out, skipped * pitch);
+        stage_row(element_at<E>(x, n, depth, row, begin, 0), x.channel_stride, x.stride[2], width, p.in_channels,
+                  out + skipped * pitch, pitch);
+        zero(out + (skipped + width) * pitch, (columns - skipped - width) * pitch);
+      }
+    }
+  }
+
+  // A kernel of one tap needs neither padding nor a copy.
+  bool reads_in_place(const Conv3dPool3d& p, const ClipView& x) const {
+    return sizeof(E) == sizeof(S) && p.kernel[0] * p.kernel[1] * p.kernel[2] == 1 && x.channel_stride == 1 &&
+           p.in_channels == pitch;
+  }
+};
+
+template <class E>
+Conv3dSchedule schedule_conv3d_direct(const Conv3dPool3d& p, int64_t batch, int64_t threads) {
+  Conv3dSchedule s{};
+  for (int axis = 0; axis < 3; ++axis) s.block[axis] = p.pool[axis];
+  auto staged = [&] {
+    int64_t pixels = 1;
+    for (int axis = 0; axis < 3; ++axis) pixels *= s.block[axis] + p.kernel[axis] - 1;
+    return pixels * p.in_channels * int64_t(sizeof(Staged<E>));
+  };
+  // the longest runs of pixels first: along the width, then the height, then the depth
+  for (int axis = 2; axis >= 0; --axis) {
+    int64_t limit = round_up(p.out_size[axis], p.pool[axis]);
+    while (s.block[axis] < limit) {
+      int64_t before = s.block[axis];
+      s.block[axis] = smaller(limit, before + p.pool[axis]);
+      if (s.block[0] * s.block[1] * s.block[2] <= kBlockPixels && staged() <= kStagedBytes) continue;
+      s.block[axis] = before;
+      break;
+    }
+    // even blocks: 56 rows in steps of 10 are six tasks of 10, better 9.3
+    int64_t count = divide_up(limit, s.block[axis]);
+    s.block[axis] = round_up(divide_up(limit, count), p.pool[axis]);
+  }
+  auto tasks = [&] {
+    int64_t count = batch;
+    for (int axis = 0; axis < 3; ++axis) count *= divide_up(p.out_size[axis], s.block[axis]);
+    return count;
+  };
+  // a few tasks per thread, so that none waits long for another
+  for (int axis = 0; axis < 2; ++axis) {
+    while (tasks() < 4 * threads && s.block[axis] > p.pool[axis])
+      s.block[axis] = round_up(divide_up(s.block[axis], 2), p.pool[axis]);
+  }
+  s.tasks = tasks();
+  Arena arena{nullptr};
+  Conv3dDirectTask<E>(p, s.block, arena);
+  s.scratch_bytes = arena.used;
+  return s;
+}
+
+template <class E>
+void run_conv3d_direct(const Conv3dPool3d& p, const Conv3dSchedule& s, const ClipView& x, const void* packed,
+                const void* bias, const Conv3dTarget& target, int64_t task, void* scratch) {
+  using S = Staged<E>;
+  int64_t first[3], size[3], n = task;
+  for (int axis = 2; axis >= 0; --axis) {
+    int64_t blocks = divide_up(p.out_size[axis], s.block[axis]);
+    first[axis] = n % blocks * s.block[axis];
+    size[axis] = smaller(s.block[axis], p.out_size[axis] - first[axis]);
+    n /= blocks;
+  }
+  Arena arena{static_cast<char*>(scratch)};
+  Conv3dDirectTask<E> work(p, s.block, arena);
+  work.list_runs(p);
+  int64_t line = work.columns * work.pitch, plane = work.rows * line;
+  RowMap<S> pixels{work.staged, size[2], line, work.pitch};
+  if (work.reads_in_place(p, x)) {
+    plane = x.stride[0];
+    pixels = {element_at<S>(x, n, first[0], first[1], first[2], 0), size[2], x.stride[1], x.stride[2]};
+  } else {
+    work.stage(p, x, n, first, s.block);
+  }
+  Panels<S> panels(p.out_channels);
+  Conv3dDirectWeights<S> weights(p);
+  Prefetch none{};
+  for (int64_t panel = 0; panel < panels.count; ++panel) {
+    int vectors = panels.vectors(panel);
+    int64_t width = vectors * kLanes<S>, row = size[2] * width;
+    for (int64_t d = 0; d < size[0]; ++d) {
+      RowMap<S> map = pixels;
+      map.base += d * plane;
+      multiply(map, size[1] * size[2], work.run, p.kernel[0] * p.kernel[1], weights.panel(packed, panel), vectors,
+               work.sums + d * size[1] * row, width, kConvChunk, none);
+    }
+    for (int j = 0; j < vectors; ++j) {
+      int64_t channel = panels.first(panel) + j * kLanes<S>;
+      Box<Acc<S>> box{work.sums + j * kLanes<S>,
+                      {size[1] * row, row, width},
+                      {first[0], first[1], first[2]},
+                      {size[0], size[1], size[2]}};
+      finish_box<E, Acc<S>>(p, box, static_cast<const E*>(bias), {channel, smaller(kLanes<E>, p.out_channels - channel)},
+                            target, n);
+    }
+  }
+}
+
+}  // namespace vidgen::VIDGEN_ISA

@@ -1,0 +1,109 @@
+// The cost model: which form computes a convolution, and what a task of it takes on.
+//
+// The form is chosen for one clip, from the problem and the instruction set alone, so that the bits of a clip are always
+// the same. The schedule weighs the weights that every task streams against what no longer fits into the cache; it also
+// knows the batch, the threads and the cache at hand, since no bit depends on it.
+#pragma once
+
+#include "conv3d_pool3d_direct.h"
+#include "conv3d_pool3d_winograd_run.h"
+#include "cost.h"
+
+namespace vidgen::VIDGEN_ISA {
+
+constexpr int64_t kAssumedCache = 1 << 20;    // of a core, where the form is chosen
+constexpr double kSliceTransform = 12;        // a vector of V or M through its transform, its cache misses included
+constexpr double kTilePlace = 150;            // finding a tile's pixels, per slice
+constexpr double kNearWeights = 8 << 20;      // weights up to this size stay in the last cache between tasks ...
+constexpr double kNearBytes = 4;              // ... and come from there at so many bytes per cycle,
+constexpr double kFarBytes = 4;               // larger ones from memory, which all threads share
+constexpr int64_t kTileCounts[] = {1, 2, 4, 6, 8, 12, 18, 24, 30, 36, 48, 60, 72, 96, 120, 144, 192, 240, 288, 384};
+
+template <class E>
+double conv3d_direct_cycles(const Conv3dPool3d& p) {
+  using S = Staged<E>;
+  Conv3dSchedule s = schedule_conv3d_direct<E>(p, 1, 1);
+  double pixels = 1, staged = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    double blocks = double(divide_up(p.out_size[axis], s.block[axis]));
+    pixels *= double(p.out_size[axis]);
+    staged *= blocks * double(s.block[axis] + p.kernel[axis] - 1);
+  }
+  double tasks = double(s.tasks), depth = double(Conv3dDirectWeights<S>(p).depth / kDepthStep<S>);
+  return tasks * multiply_cycles<S>(pixels / tasks, depth, p.out_channels) +
+         kMove * (vectors_of<E>(staged, p.in_channels) + vectors_of<E>(pixels, p.out_channels));
+}
+
+// Cycles of one task of `tiles` tiles and `panels` panels of output channels, one of `threads` at a time.
+template <class E>
+double slice_task_cycles(const Conv3dPool3d& p, const TileShape& shape, int64_t tiles, int64_t panels, int64_t threads,
+                         int64_t cache_bytes) {
+  using S = Staged<E>;
+  SliceWeights<S> weights(p, shape);
+  int64_t width = smaller(panels * kPanel<S>, Panels<S>(p.out_channels).padded_channels());
+  double products = weights.products, rows = double(tiles), slices = shape.slices;
+  double compute = products * multiply_cycles<S>(rows, double(weights.depth / kDepthStep<S>), width);
+  double streamed = products * double(weights.depth * width) * sizeof(S);
+  double stream = streamed / (double(weights.bytes(p)) <= kNearWeights ? kNearBytes : kFarBytes / double(threads));
+  double cycles = compute > stream ? compute : stream;
+  cycles += kSliceTransform * products * (vectors_of<E>(rows, p.in_channels) + vectors_of<E>(rows, width));
+  cycles += kTilePlace * slices * rows + kMove * vectors_of<E>(rows * double(shape.volume()), width);
+  double v = rows * shape.points * double(p.in_channels) * sizeof(S);
+  double m = rows * shape.points * double(width) * sizeof(Acc<S>);
+  double sums = rows * double(shape.volume() * width) * sizeof(Acc<S>);
+  double spilled = 1 - double(cache_bytes) / 2 / (v + m + sums);
+  if (spilled > 0) cycles += spilled * 2 * slices * (v + m + sums) / kStreamBytes;
+  return cycles;
+}
+
+template <class E>
+Conv3dSchedule schedule_slices(const Conv3dPool3d& p, Conv3dForm form, int64_t batch, int64_t threads,
+                               int64_t cache_bytes, double* cycles = nullptr) {
+  using S = Staged<E>;
+  TileShape shape(p, form);
+  int64_t all = batch * shape.per_clip(p), panels = Panels<S>(p.out_channels).count;
+  Conv3dSchedule best{};
+  double least = 0;
+  for (int64_t groups = 1; groups <= panels; ++groups) {
+    int64_t share = divide_up(panels, groups);
+    if (divide_up(panels, share) != groups) continue;  // the same as with fewer groups
+    for (int64_t count : kTileCounts) {
+      int64_t blocks = divide_up(all, count), tiles = divide_up(all, blocks);
+      int64_t tasks = blocks * groups;
+      double task = slice_task_cycles<E>(p, shape, tiles, share, smaller(threads, tasks), cache_bytes);
+      double total = double(divide_up(tasks, threads)) * task;
+      if (best.tasks == 0 || total < least) {
+        least = total;
+        best.tiles = tiles, best.panels = share, best.groups = groups, best.tasks = tasks;
+      }
+    }
+  }
+  Arena arena{nullptr};
+  SliceTask<S>(p, shape, best.tiles, best.panels, arena);
+  best.scratch_bytes = arena.used;
+  if (cycles != nullptr) *cycles = least;
+  return best;
+}
+
+template <class E>
+Conv3dForm choose_form(const Conv3dPool3d& p, bool direct_only) {
+  Conv3dForm best = Conv3dForm::direct;
+  if (direct_only) return best;
+  double least = conv3d_direct_cycles<E>(p);
+  for (Conv3dForm form : {Conv3dForm::winograd2, Conv3dForm::winograd4}) {
+    if (!winograd_supports<E>(p, form)) continue;
+    double cycles;
+    schedule_slices<E>(p, form, 1, 1, kAssumedCache, &cycles);
+    if (!TileShape(p, form).holds_windows(p)) {
+      double outputs = double(p.out_size[0] * p.out_size[1] * p.out_size[2]);
+      cycles += 2 * kMove * vectors_of<E>(outputs, p.out_channels);
+    }
+    if (cycles < least) {
+      least = cycles;
+      best = form;
+    }
+  }
+  return best;
+}
+
+}  // namespace vidgen::VIDGEN_ISA

@@ -1,0 +1,150 @@
+// The Winograd forms: 3 x 3 x 3 and 1 x 3 x 3 kernels with fewer products than taps.
+//
+// F(2,3) along depth times F(m,3) along height and width, m = 4 or 2 (toom_cook.h has the transforms). An output tile of
+// 2 x m x m takes 4 (m+2)^2 products instead of 54 m^2: 6 times fewer for m = 4, 3.4 times for m = 2. Kernels of depth 1
+// have tiles of 1 x m x m and (m+2)^2 products: 4 and 2.25 times fewer.
+//
+// Tiles are numbered through the whole batch; a task computes some tens of them for some panels of output channels, one
+// depth product ("slice") after the other. Per slice:
+//   1. V[point][tile][channel], the (m+2)^2 points of the transformed input. The depth transform costs one addition
+//      while loading: each of its rows is a plane plus or minus another. A tile's pixels are reached through a table of
+//      pointers, those outside the clip point to a line of zeros, so borders are no special case.
+//   2. M[point][tile][output channel] = V U: one matrix product per point, weights U streaming from memory once.
+//   3. the inverse transform in the plane, added to the sums of the depth planes that the slice belongs to.
+// Then bias, activation and pooling window, from the sums (2 m m vectors per tile, next to each other) to memory.
+// In float32 with m = 4, a slice of a tile with 64 channels in and 128 out is 9 KiB of V and 18 KiB of M, and its sums
+// are 16 KiB: 48 tiles stay in an L2 cache of 2 MiB. Doing all four slices at once would need 2.6 times as much.
+// The packed weight is [panel][slice][point][input channel][output channel].
+#pragma once
+
+#include "conv3d_pool3d_finish.h"
+#include "toom_cook.h"
+
+namespace vidgen::VIDGEN_ISA {
+
+constexpr int64_t kSliceChunk = 128;  // rows of B per visit of M, see gemm.h
+
+// The numbers of a form: outputs per axis of a tile, and its products.
+struct TileShape {
+  int64_t outputs[3];
+  int slices, points;  // products along depth; products in the plane
+
+  TileShape(const Conv3dPool3d& p, Conv3dForm form) {
+    int64_t m = form == Conv3dForm::winograd4 ? 4 : 2;
+    bool deep = p.kernel[0] == 3;
+    outputs[0] = deep ? 2 : 1;
+    outputs[1] = outputs[2] = m;
+    slices = deep ? 4 : 1;
+    points = int((m + 2) * (m + 2));
+  }
+  int64_t along(const Conv3dPool3d& p, int axis) const { return divide_up(p.out_size[axis], outputs[axis]); }
+  int64_t per_clip(const Conv3dPool3d& p) const { return along(p, 0) * along(p, 1) * along(p, 2); }
+  int64_t volume() const { return outputs[0] * outputs[1] * outputs[2]; }
+  // Every window lies inside one tile.
+  bool holds_windows(const Conv3dPool3d& p) const {
+    for (int axis = 0; axis < 3; ++axis)
+      if (outputs[axis] % p.pool[axis] != 0) return false;
+    return true;
+  }
+};
+
+template <class S>
+struct SliceWeights {
+  int64_t depth;  // rows of U for one point: input channels, even for bf16 pairs
+  int products;   // slices * points
+
+  SliceWeights(const Conv3dPool3d& p, const TileShape& shape)
+      : depth(round_up(p.in_channels, kDepthStep<S>)), products(shape.slices * shape.points) {}
+
+  size_t bytes(const Conv3dPool3d& p) const {
+    return products * depth * Panels<S>(p.out_channels).padded_channels() * sizeof(S);
+  }
+  const S* at(const void* packed, int64_t panel, int64_t width, int product) const {
+    return static_cast<const S*>(packed) + panel * kPanel<S> * depth * products + product * depth * width;
+  }
+};
+
+// bf16 with very few channels: the rounding of transformed weights does not average out over the few products; with
+// large tiles it is too coarse always.
+template <class E>
+bool winograd_supports(const Conv3dPool3d& p, Conv3dForm form) {
+  using S = Staged<E>;
+  if (sizeof(S) == 8 || p.kernel[1] != 3 || p.kernel[2] != 3 || (p.kernel[0] != 3 && p.kernel[0] != 1)) return false;
+  if (sizeof(S) == 2) return form == Conv3dForm::winograd2 && p.in_channels >= 16 && p.out_channels >= 8;
+  return true;
+}
+
+// U of one input channel and a vector of output channels, from its taps in order: one vector per product.
+template <int m, class S>
+void transform_taps(const Vec<S>* taps, int kernel_depth, Vec<S>* u) {
+  constexpr int n = m + 2;
+  Vec<S> plane[3][n * n];
+  for (int d = 0; d < kernel_depth; ++d) {
+    Vec<S> rows[n][3];  // [column point][kernel row]
+    for (int h = 0; h < 3; ++h) {
+      Vec<S> line[n];
+      transform_filter<m, 3, S>(taps + (d * 3 + h) * 3, line);
+      for (int i = 0; i < n; ++i) rows[i][h] = line[i];
+    }
+    for (int i = 0; i < n; ++i) {
+      Vec<S> column[n];
+      transform_filter<m, 3, S>(rows[i], column);
+      for (int j = 0; j < n; ++j) plane[d][j * n + i] = column[j];
+    }
+  }
+  for (int i = 0; i < n * n; ++i) {
+    if (kernel_depth == 1) {
+      u[i] = plane[0][i];
+    } else {
+      Vec<S> along[3] = {plane[0][i], plane[1][i], plane[2][i]}, slice[4];
+      transform_filter<2, 3, S>(along, slice);
+      for (int k = 0; k < 4; ++k) u[k * n * n + i] = slice[k];
+    }
+  }
+}
+
+// A task packs a whole panel for a few input channels. The products of a weight lie a whole matrix apart, in pages of
+// their own: what is written there is gathered in scratch first, so that it goes out some KiB at a time.
+constexpr int64_t kGatheredChannels = 8;
+
+template <class S>
+VIDGEN_INLINE int64_t slice_pack_tasks(const Conv3dPool3d& p) {
+  return Panels<S>(p.out_channels).count * divide_up(p.in_channels, kGatheredChannels);
+}
+
+template <class S>
+size_t slice_pack_scratch(const TileShape& shape) {
+  return size_t(shape.slices * shape.points) * kGatheredChannels * kPanel<S> * sizeof(S);
+}
+
+template <class E>
+void pack_slices(const Conv3dPool3d& p, Conv3dForm form, const void* weight, void* packed, int64_t task,
+                 void* scratch) {
+  using S = Staged<E>;
+  TileShape shape(p, form);
+  SliceWeights<S> layout(p, shape);
+  Panels<S> panels(p.out_channels);
+  int64_t taps = p.kernel[0] * 9, ranges = divide_up(p.in_channels, kGatheredChannels);
+  int64_t panel = task / ranges, first = task % ranges * kGatheredChannels;
+  int64_t count = smaller(kGatheredChannels, p.in_channels - first), rows = round_up(count, kDepthStep<S>);
+  int64_t width = panels.vectors(panel) * kLanes<S>, gathered = rows * width;
+  int64_t out_stride = p.adjoint ? taps : taps * p.in_channels, in_stride = p.adjoint ? taps * p.out_channels : taps;
+  S* block = static_cast<S*>(scratch);
+  for (int64_t column = 0; column < width; column += kLanes<S>) {
+    int64_t out = panels.first(panel) + column;
+    for (int64_t in = 0; in < count; ++in) {
+      Vec<S> filter[27], u[144];
+      for_each_tap(static_cast<const E*>(weight) + out * out_stride + (first + in) * in_stride, out_stride,
+                   smaller(kLanes<S>, p.out_channels - out), taps,
+                   [&](int64_t tap, Vec<E> v) { filter[p.adjoint ? taps - 1 - tap : tap] = v; });
+      (form == Conv3dForm::winograd4 ? transform_taps<4, S> : transform_taps<2, S>)(filter, int(p.kernel[0]), u);
+      for (int i = 0; i < layout.products; ++i) store_depth(block + i * gathered, width, in, column, u[i]);
+    }
+  }
+  for (int i = 0; i < layout.products; ++i) {
+    S* to = const_cast<S*>(layout.at(packed, panel, width, i)) + first * width;
+    __builtin_memcpy(to, block + i * gathered, gathered * sizeof(S));
+  }
+}
+
+}  // namespace vidgen::VIDGEN_ISA
