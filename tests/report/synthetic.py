@@ -96,3 +96,26 @@ def demo() -> dict[str, Any]:
         "seconds": {"train": 123.4, "sample": 5.6},
         "model": {"hidden": 32, "blocks": 5, "parameters": 123456},
     }
+
+
+def motion() -> dict[str, Any]:
+    """As if C3D had one of the clips shown wrong, and the other network all but three."""
+    generator = np.random.default_rng(1)
+    names = ["clockwise", "anticlockwise", "clockwise twice", "anticlockwise twice"]
+    truth = [label for label in range(4) for _ in range(3)]
+    steps = range(6, 151, 6)
+    rising = [{"step": s, "train_accuracy": 0.25, "validation_accuracy": 0.25 + 0.74 * (1 - 0.97**s)} for s in steps]
+    flat = [{"step": s, "train_accuracy": 0.25, "validation_accuracy": 0.25 + 0.02 * (-1) ** s} for s in steps]
+    return {
+        "motions": names,
+        "curve": {"c3d": rising, "single-frame": flat},
+        "right": {"c3d": 987, "single-frame": 243},
+        "test_clips": 1000,
+        "chance": {"low": 224, "high": 277},
+        "clips": generator.integers(0, 256, (12, 16, 32, 32), dtype=np.uint8),
+        "motion": truth,
+        "predicted": {"c3d": [*truth[:-1], 1], "single-frame": [1] * 12},
+        "orders": generator.integers(0, 256, (4, 16, 32, 32), dtype=np.uint8),
+        "seconds": {"c3d": 45.6, "single-frame": 7.8, "test": 1.2},
+        "model": {"frames": 16, "width": 8, "c3d parameters": 654321},
+    }

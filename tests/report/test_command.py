@@ -16,21 +16,25 @@ from vidgen.report import command
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replaces both slow steps by made-up results and returns the list of what has run."""
+    """Replaces the slow steps by made-up results and returns the list of what has run."""
     ran: list[str] = []
-
-    def demo(directory: Path, *, seed: int) -> dict[str, Any]:
-        ran.append(f"demo {seed}")
-        return synthetic.demo()
 
     def benchmarks(**_: Any) -> dict[str, Any]:
         ran.append("benchmarks")
         return synthetic.bench()
 
-    stand_in = types.ModuleType("vidgen.report.pixelcnn_digits")
-    stand_in.run = demo  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vidgen.report.pixelcnn_digits", stand_in)
-    monkeypatch.setattr("vidgen.report.pixelcnn_digits", stand_in, raising=False)
+    for name, word, result in (
+        ("pixelcnn_digits", "demo", synthetic.demo),
+        ("moving_digits", "motion", synthetic.motion),
+    ):
+
+        def run(directory: Path, *, seed: int, word: str = word, result: Any = result) -> dict[str, Any]:
+            ran.append(f"{word} {seed}")
+            return result()
+
+        stand_in = types.ModuleType(f"vidgen.report.{name}")
+        stand_in.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     monkeypatch.setattr(command.suite, "run", benchmarks)
     return ran
 
@@ -44,6 +48,7 @@ def test_report_writes_page_table_and_samples(tmp_path: Path, steps: list[str]) 
     first = bench["rows"][0]["contenders"][0]["samples_ms"]
     assert stored["benchmarks"]["rows"][0]["contenders"][0]["samples_ms"] == pytest.approx(first, rel=1e-5)
     assert stored["demonstration"]["samples"] == synthetic.demo()["samples"].tolist()
+    assert stored["moving_digits"]["clips"] == synthetic.motion()["clips"].tolist()
     assert "| vidgen NHWC |" in (tmp_path / "r" / "results.md").read_text()
 
 
@@ -51,12 +56,13 @@ def test_a_finished_demonstration_is_remembered_for_the_same_settings(tmp_path: 
     command.report(tmp_path)
     before = (tmp_path / "index.html").read_text()
     command.report(tmp_path)
-    assert steps == ["demo 0", "benchmarks", "benchmarks"]
+    assert steps == ["demo 0", "motion 0", "benchmarks", "benchmarks"]
     # what was read back draws the same page as what was computed
     assert (tmp_path / "index.html").read_text() == before
     command.report(tmp_path, seed=1)
     command.report(tmp_path, seed=1, fresh=True)
-    assert [step for step in steps if step.startswith("demo")] == ["demo 0", "demo 1", "demo 1"]
+    for word in ("demo", "motion"):
+        assert [step for step in steps if step.startswith(word)] == [f"{word} 0", f"{word} 1", f"{word} 1"]
 
 
 def test_ctrl_c_leaves_the_page_as_it_was(
@@ -74,21 +80,23 @@ def test_ctrl_c_leaves_the_page_as_it_was(
     assert "goes on with what is missing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["pixelcnn_digits", "moving_digits"])
 def test_a_failed_demonstration_is_on_the_page_and_in_the_exit_status_and_not_remembered(
-    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    working = sys.modules["vidgen.report.pixelcnn_digits"].run  # type: ignore[attr-defined]
+    module: Any = sys.modules[f"vidgen.report.{name}"]
+    working = module.run
 
     def broken(directory: Path, *, seed: int) -> dict[str, Any]:
         raise RuntimeError("loss is not finite")
 
-    sys.modules["vidgen.report.pixelcnn_digits"].run = broken  # type: ignore[attr-defined]
+    module.run = broken
     clean = synthetic.bench()
     clean["rows"] = clean["rows"][:1]
     monkeypatch.setattr(command.suite, "run", lambda **_: clean)
     assert command.report(tmp_path) == 1
     assert "The demo failed: RuntimeError: loss is not finite" in (tmp_path / "index.html").read_text()
-    sys.modules["vidgen.report.pixelcnn_digits"].run = working  # type: ignore[attr-defined]
+    module.run = working
     assert command.report(tmp_path) == 0
     assert "The demo failed" not in (tmp_path / "index.html").read_text()
 

@@ -22,7 +22,8 @@ from vidgen.report import figures, page
 
 def render(**more: Any) -> str:
     arguments = {"version": "0.0.0", "banner": synthetic.BANNER} | more
-    return page.render(arguments.pop("bench", synthetic.bench()), arguments.pop("demo", synthetic.demo()), **arguments)
+    made_up = (("bench", synthetic.bench), ("demo", synthetic.demo), ("motion", synthetic.motion))
+    return page.render(*[arguments.pop(name, make()) for name, make in made_up], **arguments)
 
 
 def text_of(source: str) -> str:
@@ -63,7 +64,46 @@ def test_a_failed_demonstration_leaves_the_benchmarks() -> None:
     assert "The demo failed: ModuleNotFoundError: sklearn is not installed" in text_of(source)
     assert "bits per dimension" not in text_of(source)
     assert "Every measurement" in source
-    assert "FAILED: ModuleNotFoundError" in page.markdown(synthetic.bench(), "ModuleNotFoundError: x")
+    assert "FAILED: ModuleNotFoundError" in page.markdown(
+        synthetic.bench(), "ModuleNotFoundError: x", synthetic.motion()
+    )
+
+
+def test_each_demonstration_fails_for_itself() -> None:
+    text = text_of(render(motion="RuntimeError: training has diverged"))
+    assert "The demo failed: RuntimeError: training has diverged" in text
+    assert "bits per dimension on held-out digits" in text
+    assert "clips of unseen digits" not in text
+    tables = page.markdown(synthetic.bench(), synthetic.demo(), "RuntimeError: x")
+    assert "C3D on moving digits: FAILED: RuntimeError: x" in tables
+    assert "histogram" in tables
+
+
+def test_accuracies_stand_beside_their_counts_and_chance() -> None:
+    motion = synthetic.motion()
+    text = text_of(render(motion=motion))
+    assert "98.7% of 1000 clips of unseen digits right (987)" in text
+    assert "names 24.3% (243). Guessing gives 22.4–27.7% in 95 of 100 cases." in text
+    # a control that is not at chance puts the whole comparison in doubt, and says so
+    motion["right"]["single-frame"] = 300
+    assert "this is outside" in text_of(render(motion=motion))
+    tables = page.markdown(synthetic.bench(), synthetic.demo(), synthetic.motion())
+    assert "| C3D | 98.7% |" in tables
+    assert "| chance, in 95 of 100 cases | 22.4–27.7% |" in tables
+
+
+def test_what_was_said_of_each_clip_stands_at_it() -> None:
+    motion = synthetic.motion()
+    items = re.findall(r"<li>.*?</li>", render(motion=motion), flags=re.DOTALL)
+    items = [text_of(item) for item in items if "<picture>" in item]
+    assert len(items) == 12
+    names = motion["motions"]
+    for item, truth, c3d, single in zip(
+        items, motion["motion"], motion["predicted"]["c3d"], motion["predicted"]["single-frame"], strict=True
+    ):
+        marks = ["✓" if answer == truth else "✗" for answer in (c3d, single)]
+        expected = f"motion {names[truth]} C3D {names[c3d]} {marks[0]} single frames {names[single]} {marks[1]}"
+        assert item.split() == expected.split()
 
 
 def test_without_gpu_results_one_sentence_about_gpus_and_no_more() -> None:
@@ -123,7 +163,7 @@ def test_text_from_outside_is_escaped() -> None:
 
 
 class Outline(html.parser.HTMLParser):
-    VOID = frozenset(("meta", "link", "img", "br", "hr", "input"))
+    VOID = frozenset(("meta", "link", "img", "br", "hr", "input", "source"))
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +205,8 @@ def test_nothing_is_loaded_from_anywhere_and_nothing_is_executed(outline: Outlin
 
 def test_pictures_have_words_and_ids_are_unique(outline: Outline) -> None:
     pictures = [attributes for tag, attributes in outline.tags if tag in ("img", "svg")]
-    assert len(pictures) == 6
+    # two sheets of digits, four film strips, twelve clips; curve and bars of each kind
+    assert len(pictures) == 2 + 4 + 12 + 5
     for attributes in pictures:
         assert len(attributes.get("alt") or attributes.get("aria-label") or "") > 20
     identifiers = Counter(attributes["id"] for _, attributes in outline.tags if attributes.get("id"))
@@ -183,6 +224,7 @@ def test_figures_take_their_colours_from_the_page() -> None:
     for svg in (
         figures.learning_curve(demo["curve"]),
         figures.model_bars(demo["bits_per_dim"]),
+        figures.accuracy_curves(synthetic.motion()["curve"], (0.224, 0.277)),
         figures.ratio_bars([("a", 2.0, "2.00×", True), ("b", None, "FAILED", False)]),
     ):
         # any other colour would be one that the dark scheme cannot change
@@ -205,9 +247,28 @@ def test_digit_grid_places_each_image_with_its_grey_levels() -> None:
     np.testing.assert_array_equal(ink, expected)
 
 
+def test_animations_play_every_frame_and_rest_for_those_who_ask() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    frames[3] = frames[1]
+    picture = figures.animation(frames, milliseconds=70)
+    assert (picture["width"], picture["height"]) == (3, 4)
+    with Image.open(io.BytesIO(base64.b64decode(picture["uri"].partition(",")[2]))) as moving:
+        assert moving.n_frames == 5
+        assert moving.info["loop"] == 0
+        for number, frame in enumerate(frames):
+            moving.seek(number)
+            np.testing.assert_array_equal(np.asarray(moving.convert("LA"))[..., 1], frame)
+            assert moving.info["duration"] == 70
+    with Image.open(io.BytesIO(base64.b64decode(picture["still"].partition(",")[2]))) as still:
+        assert not getattr(still, "is_animated", False)
+        np.testing.assert_array_equal(np.asarray(still)[..., 1], frames[0])
+    source = render()
+    assert source.count("prefers-reduced-motion") == source.count("<picture>") == 12
+
+
 def test_markdown_and_page_show_the_same_figures() -> None:
     bench, demo = synthetic.bench(), synthetic.demo()
-    tables = page.markdown(bench, demo)
+    tables = page.markdown(bench, demo, synthetic.motion())
     source = render(bench=bench, demo=demo)
     cells = re.findall(r"\| (\d+\.\d+×)", tables)
     assert len(cells) > 20
@@ -249,12 +310,12 @@ def test_browser_is_content(view: Any) -> None:
     images = view.evaluate(
         "[...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])"
     )
-    assert len(images) == 2
+    assert len(images) == 18
     for complete, natural, shown in images:
         assert complete
         assert natural > 0
         # a whole number of screen pixels per pixel, or digits would be distorted
-        assert shown / natural in (2, 3)
+        assert shown / natural in (1, 2, 3)
 
 
 def test_no_horizontal_scroll_and_nothing_cut_off(view: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
 import time
@@ -33,12 +34,12 @@ def report(
     fresh: bool = False,
     gpu_results: Path | None = None,
 ) -> int:
-    """Train the demonstration, measure the ops, and write both to one HTML page.
+    """Train the demonstrations, measure the ops, and write it all to one HTML page.
 
-    A PixelCNN learns scikit-learn's handwritten digits and draws 256 new ones, then the quick benchmarks run; together
-    less than ten minutes on two cores. The folder gets index.html (self-contained: no script, nothing fetched from
-    anywhere), results.json (every raw sample and drawn pixel) and results.md (the tables). Each file appears whole or
-    not at all.
+    A PixelCNN learns scikit-learn's handwritten digits and draws 256 new ones, a C3D learns to tell how digits move,
+    then the quick benchmarks run; together less than ten minutes on two cores. The folder gets index.html
+    (self-contained: no script, nothing fetched from anywhere), results.json (every raw sample and drawn pixel) and
+    results.md (the tables). Each file appears whole or not at all.
 
     Steps that are done are remembered in the folder: after Ctrl-C the same command goes on with what is missing, and a
     second run only writes the page again. What was made by other code, another torch or another machine is not reused.
@@ -47,7 +48,7 @@ def report(
         output: folder to write to.
         full: measure every shape and contender instead of the quick set (tens of minutes).
         threads: CPU threads; every usable core if not given.
-        seed: decides the demonstration's weights, the order of its data, and its samples.
+        seed: decides the demonstrations' weights, the order of their data, and what they draw.
         fresh: reuse nothing.
         gpu_results: folder with results files measured on GPUs; vidgen's own committed ones if not given.
     """
@@ -60,9 +61,11 @@ def report(
         raise ValueError(f"threads must be at least 1, got {threads}")
     try:
         with suite.using_threads(cores):
-            _say("1/3  demonstration: a PixelCNN learns digits and draws new ones")
-            demo = _remembered(output, "demo", [seed, cores], fresh, lambda: _demo(output, seed))
-            _say("2/3  benchmarks")
+            _say("1/4  demonstration: a PixelCNN learns digits and draws new ones")
+            demo = _remembered(output, "demo", [seed, cores], fresh, lambda: _demo("pixelcnn_digits", output, seed))
+            _say("2/4  demonstration: a C3D learns to tell how digits move")
+            motion = _remembered(output, "motion", [seed, cores], fresh, lambda: _demo("moving_digits", output, seed))
+            _say("3/4  benchmarks")
             bench = suite.run(
                 full=full,
                 threads=cores,
@@ -73,9 +76,10 @@ def report(
     except KeyboardInterrupt:
         _say(f"Interrupted. The page in {output} is as it was; the same command goes on with what is missing.")
         return 130
-    _say("3/3  page")
-    write(output, bench, demo, gpu=_gpu_results(gpu_results))
-    failed = list(bench_results.failures(bench)) + ([f"demonstration: {demo}"] if isinstance(demo, str) else [])
+    _say("4/4  page")
+    write(output, bench, demo, motion, gpu=_gpu_results(gpu_results))
+    failed = list(bench_results.failures(bench))
+    failed += [f"demonstration: {result}" for result in (demo, motion) if isinstance(result, str)]
     for sentence in failed:
         _say(f"FAILED: {sentence}")
     print(f"{output / 'index.html'}  ({time.monotonic() - started:.0f} s)")
@@ -83,13 +87,18 @@ def report(
 
 
 def write(
-    output: Path, bench: Mapping[str, Any], demo: Mapping[str, Any] | str, *, gpu: list[dict[str, Any]] | None = None
+    output: Path,
+    bench: Mapping[str, Any],
+    demo: Mapping[str, Any] | str,
+    motion: Mapping[str, Any] | str,
+    *,
+    gpu: list[dict[str, Any]] | None = None,
 ) -> None:
     """Writes index.html, results.json and results.md; all three are made before the first is written."""
     content = {
-        "index.html": page.render(bench, demo, gpu=gpu or [], version=vidgen.__version__),
-        "results.md": page.markdown(bench, demo),
-        "results.json": bench_results.dumps({"benchmarks": bench, "demonstration": demo}),
+        "index.html": page.render(bench, demo, motion, gpu=gpu or [], version=vidgen.__version__),
+        "results.md": page.markdown(bench, demo, motion),
+        "results.json": bench_results.dumps({"benchmarks": bench, "demonstration": demo, "moving_digits": motion}),
     }
     for name, text in content.items():
         write_atomically(output / name, text.encode())
@@ -99,10 +108,9 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _demo(output: Path, seed: int) -> dict[str, Any]:
-    from vidgen.report import pixelcnn_digits
-
-    result = pixelcnn_digits.run(output, seed=seed)
+def _demo(name: str, output: Path, seed: int) -> dict[str, Any]:
+    """What the ``run`` of a demonstration's module in this folder returns, as JSON has it."""
+    result = importlib.import_module(f"vidgen.report.{name}").run(output, seed=seed)
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in result.items()}
 
 

@@ -1,4 +1,5 @@
-"""The page's pictures: matplotlib SVGs that take their colours and font from the page, and digits as tiny PNGs.
+"""The page's pictures: matplotlib SVGs that take their colours and font from the page, and digits as tiny PNGs, some of
+them animated.
 
 A figure is drawn in stand-in colours, which then become CSS variables. So one SVG, inlined, serves the light and
 the dark scheme. Figures are narrow (360 points), so that their text is still readable on a phone.
@@ -74,6 +75,34 @@ def learning_curve(curve: Sequence[Mapping[str, float]]) -> str:
         return _svg(figure, label)
 
 
+def accuracy_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], chance: tuple[float, float]) -> str:
+    """Held-out accuracy against training steps, of C3D and the single-frame network, with the band of chance."""
+    c3d, control = curves["c3d"], curves["single-frame"]
+    with rc_context(_STYLE | {"svg.hashsalt": "accuracy"}):
+        figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhspan(100 * chance[0], 100 * chance[1], color=RULE, linewidth=0)
+        for points, color, width in ((control, OTHER, 1.6), (c3d, OURS, 2.2)):
+            axes.plot(
+                [point["step"] for point in points],
+                [100 * point["validation_accuracy"] for point in points],
+                color=color,
+                linewidth=width,
+            )
+        axes.grid(axis="y")
+        axes.set_xlabel("training step")
+        axes.set_ylabel("motions told right, %")
+        axes.set_ylim(0, 104)
+        axes.margins(x=0.02)
+        handles = [axes.lines[1], axes.lines[0], axes.patches[0]]
+        names = ["C3D", "single frames", "chance"]
+        # above the axes: no corner inside is free for certain
+        figure.legend(handles, names, frameon=False, loc="outside upper left", ncols=3)
+        last = [points[-1]["validation_accuracy"] for points in (c3d, control)]
+        label = f"Held-out motions told right at the end: C3D {last[0]:.0%}, single frames {last[1]:.0%}."
+        return _svg(figure, label)
+
+
 def model_bars(bits_per_dim: Mapping[str, float]) -> str:
     """Test bits per dimension of the PixelCNN and of the baselines, the lowest on top."""
     names = {"pixelcnn": "PixelCNN", "logistic_regression": "logistic regression on the causal pixels"}
@@ -146,12 +175,33 @@ def digit_grid(images: Any, columns: int, *, levels: int = 17, gap: int = 2) -> 
     stack = np.asarray(images, dtype=np.float64)[:, 0] * (255.0 / (levels - 1))
     count, height, width = stack.shape
     rows = -(-count // columns)
-    # black ink with the grey level as opacity: the page's paper shines through, and dark mode only inverts the ink
-    sheet = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 2), dtype=np.uint8)
+    sheet = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap), dtype=np.uint8)
     for index, image in enumerate(stack):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
-        sheet[top : top + height, left : left + width, 1] = np.rint(image)
+        sheet[top : top + height, left : left + width] = np.rint(image)
+    return {"uri": _png([sheet]), "width": sheet.shape[1], "height": sheet.shape[0]}
+
+
+def animation(frames: Any, *, milliseconds: int = 90) -> dict[str, Any]:
+    """A clip that plays for ever: {"uri", "still", "width", "height"}; still is its first frame.
+
+    Args:
+        frames: uint8 (T, H, W), 0 being paper and 255 ink.
+        milliseconds: how long each frame stays.
+    """
+    stack = np.asarray(frames, dtype=np.uint8)
+    height, width = stack.shape[1:]
+    return {"uri": _png(stack, milliseconds), "still": _png(stack[:1]), "width": width, "height": height}
+
+
+def _png(inks: Sequence[np.ndarray] | np.ndarray, milliseconds: int = 0) -> str:
+    """Pictures (H, W) of ink, 0 … 255, as the data URI of a PNG, animated where there are several."""
+    # black ink with the grey level as opacity: the page's paper shines through, and dark mode only inverts the ink
+    pictures = [Image.fromarray(np.stack([np.zeros_like(ink), ink], axis=-1), mode="LA") for ink in inks]
     buffer = io.BytesIO()
-    Image.fromarray(sheet, mode="LA").save(buffer, format="PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {"uri": uri, "width": sheet.shape[1], "height": sheet.shape[0]}
+    more: dict[str, Any] = {}
+    if len(pictures) > 1:
+        # each frame replaces the one before it, its transparency too
+        more = {"save_all": True, "append_images": pictures[1:], "duration": milliseconds, "loop": 0, "blend": 0}
+    pictures[0].save(buffer, format="PNG", optimize=True, **more)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

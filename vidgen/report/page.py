@@ -14,10 +14,14 @@ from vidgen.report import figures
 #: what the demo could not do, in the place of its results
 Failure = str
 
+# frames of a film strip; so many of 32 pixels fit a phone, and twice as large half of the page
+_STRIP = 7
+
 
 def render(
     bench: Mapping[str, Any],
     demo: Mapping[str, Any] | Failure,
+    motion: Mapping[str, Any] | Failure,
     *,
     gpu: Sequence[Mapping[str, Any]] = (),
     version: str,
@@ -28,6 +32,7 @@ def render(
     Args:
         bench: a results file's content (`vidgen.benchmarks.results`).
         demo: what `vidgen.report.pixelcnn_digits.run` returned, or the sentence that says why there is nothing.
+        motion: what `vidgen.report.moving_digits.run` returned, or such a sentence.
         gpu: results files measured on GPUs. Without any the page says so and nothing else about GPUs.
         version: vidgen's.
         banner: a line across the top, for pages whose figures are not measurements.
@@ -50,6 +55,8 @@ def render(
         speed=speed(bench),
         demo=None if isinstance(demo, str) else demo_view(demo),
         demo_failure=demo if isinstance(demo, str) else None,
+        motion=None if isinstance(motion, str) else motion_view(motion),
+        motion_failure=motion if isinstance(motion, str) else None,
         columns=bench_results.COLUMNS,
         gpu=[{"measured": bench_results.machine_line(dict(g)), "cases": speed(g)["cases"]} for g in gpu],
         bench=bench,
@@ -175,8 +182,47 @@ def demo_view(demo: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def markdown(bench: Mapping[str, Any], demo: Mapping[str, Any] | Failure) -> str:
-    """The same results as Markdown: the demo's figures, then every table."""
+def motion_view(motion: Mapping[str, Any]) -> dict[str, Any]:
+    """The results on moving digits as the template wants them."""
+    count, names = motion["test_clips"], motion["motions"]
+    answers = motion["predicted"]
+    clips = [
+        {
+            "picture": figures.animation(frames),
+            "motion": names[truth],
+            "c3d": names[c3d],
+            "single": names[single],
+            "right": c3d == truth,
+            "single_right": single == truth,
+        }
+        for frames, truth, c3d, single in zip(
+            motion["clips"], motion["motion"], answers["c3d"], answers["single-frame"], strict=True
+        )
+    ]
+    orders = [
+        {"name": name, "strip": figures.digit_grid([[frame] for frame in frames[:_STRIP]], _STRIP, levels=256)}
+        for name, frames in zip(names, motion["orders"], strict=True)
+    ]
+    chance = (motion["chance"]["low"] / count, motion["chance"]["high"] / count)
+    return {
+        "accuracy": {name: right / count for name, right in motion["right"].items()},
+        "right": motion["right"],
+        "count": count,
+        "classes": len(names),
+        "frames": len(motion["orders"][0]),
+        "chance": chance,
+        "at_chance": chance[0] <= motion["right"]["single-frame"] / count <= chance[1],
+        "curve": figures.accuracy_curves(motion["curve"], chance),
+        "clips": clips,
+        "orders": orders,
+        "strip": _STRIP,
+        "seconds": motion["seconds"],
+        "model": motion["model"],
+    }
+
+
+def markdown(bench: Mapping[str, Any], demo: Mapping[str, Any] | Failure, motion: Mapping[str, Any] | Failure) -> str:
+    """The same results as Markdown: the demos' figures, then every table."""
     lines = ["# vidgen report", ""]
     if isinstance(demo, str):
         lines += [f"PixelCNN on 8×8 digits: FAILED: {demo}", ""]
@@ -191,4 +237,15 @@ def markdown(bench: Mapping[str, Any], demo: Mapping[str, Any] | Failure) -> str
             f"{view['confidence']['real']:.3f}.",
             "",
         ]
+    if isinstance(motion, str):
+        lines += [f"C3D on moving digits: FAILED: {motion}", ""]
+    else:
+        seen = motion_view(motion)
+        low, high = (f"{100 * share:.1f}" for share in seen["chance"])
+        lines += [f"| motion of {seen['count']} clips of unseen digits | told right |", "|---|--:|"]
+        lines += [
+            f"| {name} | {100 * seen['accuracy'][key]:.1f}% |"
+            for key, name in (("c3d", "C3D"), ("single-frame", "single frames, averaged"))
+        ]
+        lines += [f"| chance, in 95 of 100 cases | {low}–{high}% |", ""]
     return "\n".join([*lines, bench_results.markdown(dict(bench))])

@@ -5,7 +5,6 @@ judge (a CNN trained on real digits) on what was drawn, beside its opinion on he
 are right pixel by pixel only.
 """
 
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 import vidgen
 from vidgen.data import DIGITS_LEVELS, digits
 from vidgen.models import PixelCNN, load_checkpoint
+from vidgen.report.demonstration import curve, fresh_folder, trained
 from vidgen.report.digits_baselines import histogram_bits, logistic_regression_bits
 from vidgen.report.digits_judge import mix_pixels, train_judge, verdict
-from vidgen.train import Settings, likelihood_task, read_metrics, train
+from vidgen.train import likelihood_task
 
 _SAMPLES = 256
 
@@ -66,7 +66,7 @@ def run(
         model: sizes, number of parameters, best step.
     """
     plan = plan or (QUICK if quick else Plan())
-    folder = _fresh_folder(Path(directory))
+    folder = fresh_folder(directory, "pixelcnn-digits")
     parts = {split: digits(split) for split in ("train", "validation", "test")}
     (train_images, _), (validation_images, _), (test_images, test_labels) = parts.values()
 
@@ -76,22 +76,15 @@ def run(
         task = likelihood_task(
             model, train_images, validation_images, steps=plan.steps, learning_rate=plan.learning_rate
         )
-        every = max(plan.steps // 25, 1)
-        settings = Settings(
+        summary = trained(
+            task,
             folder,
-            plan.steps,
-            plan.batch_size,
+            steps=plan.steps,
+            batch_size=plan.batch_size,
             seed=seed,
             ema=plan.ema,
-            log_every=every,
-            validate_every=every,
-            save_every=plan.steps,
             progress=progress,
         )
-        summary = train(task, settings)
-    if summary.interrupted:
-        # a report of half a training would look like one of a whole one
-        raise KeyboardInterrupt
 
     best = vidgen.prepack(load_checkpoint(folder / "best.safetensors"))
     began = time.monotonic()
@@ -105,7 +98,7 @@ def run(
     accuracy = (judge.probabilities(test_images, DIGITS_LEVELS).argmax(dim=1) == test_labels).double().mean()
     arrays = train_images.numpy(), validation_images.numpy(), test_images.numpy()
     return {
-        "curve": _curve(folder),
+        "curve": curve(folder, "bits_per_dim"),
         "bits_per_dim": {
             "pixelcnn": bits,
             "histogram": histogram_bits(*arrays, DIGITS_LEVELS),
@@ -127,27 +120,3 @@ def run(
             "best_step": summary.best_step,
         },
     }
-
-
-def _fresh_folder(directory: Path) -> Path:
-    folder = directory / "pixelcnn-digits"
-    if folder.exists():
-        if not (folder / "metrics.jsonl").exists():
-            raise ValueError(f"directory: {folder} exists and holds no run of this demonstration")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def _curve(folder: Path) -> list[dict[str, float]]:
-    records = read_metrics(folder / "metrics.jsonl")
-    train_bits = {record["step"]: record["bits_per_dim"] for record in records if record["kind"] == "train"}
-    return [
-        {
-            "step": record["step"],
-            "train_bits_per_dim": train_bits[record["step"]],
-            "validation_bits_per_dim": record["bits_per_dim"],
-        }
-        for record in records
-        if record["kind"] == "validation"
-    ]

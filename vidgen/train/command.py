@@ -1,31 +1,75 @@
 """``vidgen train``. Commands stand above the layers that they tie together."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from vidgen.train.task import Task
+
+ModelName = Literal["pixelcnn", "c3d", "single-frame"]
+
+# what a model has options for, and their values where none is given
+_MOTION = {
+    "data": "moving-digits",
+    "steps": 100,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "warmup": 20,
+    "weight_decay": 0.01,
+    "ema": 0.95,
+    "validate_every": 25,
+    "width": 8,
+    "frames": 16,
+    "size": 32,
+    "clips": 4096,
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "pixelcnn": {
+        "data": "digits",
+        "steps": 1000,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "warmup": 100,
+        "weight_decay": 0.0,
+        "ema": 0.99,
+        "validate_every": 100,
+        "hidden": 64,
+        "blocks": 6,
+        "dropout": 0.5,
+    },
+    "c3d": {**_MOTION, "dropout": 0.5},
+    "single-frame": _MOTION,
+}
 
 
 def train(
-    model: Literal["pixelcnn"],
+    model: ModelName,
     /,
     *,
-    data: Literal["digits"] = "digits",
-    out: Path = Path("runs/pixelcnn-digits"),
-    steps: int = 1000,
-    batch_size: int = 64,
-    hidden: int = 64,
-    blocks: int = 6,
-    dropout: float = 0.5,
-    learning_rate: float = 2e-3,
-    warmup: int = 100,
-    weight_decay: float = 0.0,
-    ema: float = 0.99,
+    data: Literal["digits", "moving-digits"] | None = None,
+    out: Path | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    hidden: int | None = None,
+    blocks: int | None = None,
+    width: int | None = None,
+    frames: int | None = None,
+    size: int | None = None,
+    clips: int | None = None,
+    dropout: float | None = None,
+    learning_rate: float | None = None,
+    warmup: int | None = None,
+    weight_decay: float | None = None,
+    ema: float | None = None,
     seed: int = 0,
     resume: bool = False,
     accumulate: int = 1,
     precision: Literal["no", "bf16", "fp16"] = "no",
     device: Literal["auto", "cpu"] = "auto",
-    log_every: int = 50,
-    validate_every: int = 100,
+    log_every: int | None = None,
+    validate_every: int | None = None,
     save_every: int = 500,
     workers: int = 0,
     tensorboard: bool = False,
@@ -33,31 +77,39 @@ def train(
 ) -> None:
     """Train a model; Ctrl-C saves, and --resume continues to the same bits.
 
-    The folder gets best.safetensors and last.safetensors (for `vidgen sample`), metrics.jsonl and the state to resume
-    from. Several processes: accelerate launch -m vidgen.cli train …, or torchrun -m vidgen.cli train …
+    pixelcnn learns to draw scikit-learn's 1,797 digits of 8×8 pixels; `vidgen sample` draws with its weights. c3d
+    learns to tell how a digit moves. single-frame is its control: it looks at one frame at a time, and none shows how.
 
-    Example: vidgen train pixelcnn --data digits --out runs/digits
+    The folder gets best.safetensors, last.safetensors, metrics.jsonl and the state to resume from. Several processes:
+    accelerate launch -m vidgen.cli train …, or torchrun -m vidgen.cli train …
+
+    Examples: vidgen train pixelcnn --data digits --out runs/digits; vidgen train c3d --data moving-digits
 
     Args:
         model: which model.
-        data: which images; digits are scikit-learn's 1,797 of 8×8 pixels.
-        out: the run's folder.
-        steps: training steps; the learning rate falls to 0 over them.
-        batch_size: images per step, over all processes.
-        hidden: width inside the residual blocks; outside it is twice that.
-        blocks: number of residual blocks.
-        dropout: share of values dropped in training.
-        learning_rate: AdamW's, at its highest.
-        warmup: steps over which the learning rate rises.
-        weight_decay: AdamW's.
-        ema: decay of the weights' moving average, which is validated and saved; 0 turns it off.
-        seed: decides weights, order of the images and dropout.
+        data: digits for pixelcnn, moving-digits for c3d and single-frame.
+        out: the run's folder; runs/MODEL-DATA if not given.
+        steps: training steps; the learning rate falls to 0 over them. 1000 for pixelcnn, else 100.
+        batch_size: images or clips per step, over all processes. 64 for pixelcnn, else 32.
+        hidden: pixelcnn: width inside the residual blocks, 64; outside it is twice that.
+        blocks: pixelcnn: number of residual blocks, 6.
+        width: c3d, single-frame: channels of the first convolution, 8.
+        frames: c3d, single-frame: frames of a clip, 16.
+        size: c3d, single-frame: height and width of a clip, 32.
+        clips: c3d, single-frame: clips to train on, 4096.
+        dropout: pixelcnn, c3d: share of values dropped in training, 0.5.
+        learning_rate: AdamW's, at its highest. 0.002 for pixelcnn, else 0.001.
+        warmup: steps over which the learning rate rises. 100 for pixelcnn, else 20.
+        weight_decay: AdamW's. 0 for pixelcnn, else 0.01.
+        ema: decay of the weights' moving average, which is validated and saved; 0 turns it off. 0.99 for pixelcnn, else
+            0.95.
+        seed: decides weights, order of the examples and dropout.
         resume: continue the run in the folder, if there is one.
         accumulate: parts in which a batch is computed, to save memory.
         precision: of the forward pass; no is float32.
         device: auto takes a GPU if PyTorch sees one.
-        log_every: steps between records of the training loss.
-        validate_every: steps between validations; the best one's weights are kept.
+        log_every: steps between records of the training loss; half of validate_every if not given.
+        validate_every: steps between validations; the best one's weights are kept. 100 for pixelcnn, else 25.
         save_every: steps between saves of the full state.
         workers: processes that prepare batches.
         tensorboard: write event files too.
@@ -65,50 +117,117 @@ def train(
     """
     import torch
 
-    from vidgen.data import DIGITS_LEVELS, digits
     from vidgen.extras import require
-    from vidgen.models import PixelCNN
-    from vidgen.train.likelihood import likelihood_task
     from vidgen.train.loop import Settings
     from vidgen.train.loop import train as run
 
+    given = {
+        "data": data,
+        "steps": steps,
+        "batch_size": batch_size,
+        "hidden": hidden,
+        "blocks": blocks,
+        "width": width,
+        "frames": frames,
+        "size": size,
+        "clips": clips,
+        "dropout": dropout,
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "ema": ema,
+        "validate_every": validate_every,
+    }
+    options = _options(model, given)
+    out = out or Path("runs") / f"{model}-{options['data']}"
     settings = Settings(
         directory=out,
-        steps=steps,
-        batch_size=batch_size,
+        steps=options["steps"],
+        batch_size=options["batch_size"],
         accumulate=accumulate,
         seed=seed,
-        ema=ema,
+        ema=options["ema"],
         precision=precision,
         device=device,
-        log_every=log_every,
-        validate_every=validate_every,
+        log_every=log_every or max(options["validate_every"] // 2, 1),
+        validate_every=options["validate_every"],
         save_every=save_every,
         workers=workers,
         resume=resume,
         tensorboard=tensorboard,
         progress=progress,
     )
-    images, held_out = digits("train")[0], digits("validation")[0]
     torch.manual_seed(seed)
-    height, width = images.shape[2:]
-    network = PixelCNN((1, height, width), DIGITS_LEVELS, hidden, blocks, dropout=dropout)
-    task = likelihood_task(
-        network,
-        images,
-        held_out,
-        steps=steps,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        description={"data": data},
-    )
+    task = _pixelcnn_task(options) if model == "pixelcnn" else _motion_task(model, options, seed)
     summary = run(task, settings)
     if require("accelerate", extra="train").PartialState().is_main_process:
         if summary.interrupted:
-            print(f"stopped and saved at step {summary.step} of {steps}; --resume continues")
+            print(f"stopped and saved at step {summary.step} of {settings.steps}; --resume continues")
         else:
             print(f"trained {summary.step} steps in {summary.seconds:.0f} s")
         if summary.best is not None:
-            print(f"best so far: {summary.best:.4f} bits/dim on held-out images at step {summary.best_step}")
+            unit = "bits/dim on held-out images" if model == "pixelcnn" else "nats of cross entropy on held-out clips"
+            print(f"best so far: {summary.best:.4f} {unit} at step {summary.best_step}")
+            if model != "pixelcnn":
+                print(_motion_verdict(out, options, seed))
         print(f"weights in {out}: best.safetensors, last.safetensors")
+
+
+def _options(model: ModelName, given: dict[str, Any]) -> dict[str, Any]:
+    """The model's options: what was given, else its own values."""
+    defaults = _DEFAULTS[model]
+    options = dict(defaults)
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name not in defaults:
+            raise ValueError(f"{name}: {model} has no such option, got {value!r}")
+        options[name] = value
+    if options["data"] != defaults["data"]:
+        raise ValueError(f"data: {model} learns {defaults['data']}, got {options['data']!r}")
+    return options
+
+
+_OPTIMIZATION = ("steps", "learning_rate", "weight_decay", "warmup")
+
+
+def _pixelcnn_task(options: dict[str, Any]) -> Task:
+    from vidgen.data import DIGITS_LEVELS, digits
+    from vidgen.models import PixelCNN
+    from vidgen.train.likelihood import likelihood_task
+
+    images, held_out = digits("train")[0], digits("validation")[0]
+    height, width = images.shape[2:]
+    network = PixelCNN(
+        (1, height, width), DIGITS_LEVELS, options["hidden"], options["blocks"], dropout=options["dropout"]
+    )
+    optimization = {name: options[name] for name in _OPTIMIZATION}
+    return likelihood_task(network, images, held_out, **optimization, description={"data": options["data"]})
+
+
+def _motion_task(model: Literal["c3d", "single-frame"], options: dict[str, Any], seed: int) -> Task:
+    from vidgen.train.classification import classification_task
+    from vidgen.train.moving_digits import motion_clips, motion_model
+
+    shape = {name: options[name] for name in ("frames", "size")}
+    parts = motion_clips(**shape, clips=options["clips"], seed=seed)
+    network = motion_model(model, **shape, width=options["width"], dropout=options.get("dropout", 0.0))
+    train, held_out = ((parts[name].video, parts[name].motion) for name in ("train", "validation"))
+    optimization = {name: options[name] for name in _OPTIMIZATION}
+    description = {"data": options["data"], "clips": options["clips"]}
+    return classification_task(network, train, held_out, **optimization, description=description)
+
+
+def _motion_verdict(out: Path, options: dict[str, Any], seed: int) -> str:
+    """What the best weights make of clips of digits that were not trained on."""
+    from vidgen.data import MOTIONS
+    from vidgen.models import load_checkpoint
+    from vidgen.train.classification import predictions
+    from vidgen.train.moving_digits import motion_clips
+
+    test = motion_clips(options["frames"], options["size"], 0, seed)["test"]
+    right = predictions(load_checkpoint(out / "best.safetensors"), test.video) == test.motion
+    share, chance = float(right.double().mean()), 1 / len(MOTIONS)
+    return (
+        f"motion told right in {share:.1%} of {len(right)} clips of unseen digits; by chance it would be {chance:.0%}"
+    )

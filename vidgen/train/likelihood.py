@@ -1,26 +1,13 @@
 """The task of models that give an image's likelihood: maximise it, judge by held-out bits/dim."""
 
 import math
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from vidgen.models import save_checkpoint
-from vidgen.train.task import Modules, Phase, Task
-
-
-def cosine(steps: int, warmup: int) -> Any:
-    """A schedule: up linearly over ``warmup`` steps, then down a half cosine to 0 at ``steps``."""
-
-    def factor(step: int) -> float:
-        rise = min(1.0, (step + 1) / (warmup + 1))
-        share = (step - warmup) / max(steps - warmup, 1)
-        return rise * 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
-
-    return factor
+from vidgen.train.one_model import one_model_task
+from vidgen.train.task import Modules, Task
 
 
 def likelihood_task(
@@ -65,32 +52,18 @@ def likelihood_task(
     def evaluate(modules: Modules, batch: list[Tensor]) -> dict[str, Tensor]:
         return {"bits_per_dim": bits_per_dim(modules, batch[0])}
 
-    def save(path: Path, metadata: dict[str, Any]) -> None:
-        save_checkpoint(model, path, **metadata, **(description or {}))
-
-    optimization = {
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "warmup": warmup,
-        "max_grad_norm": max_grad_norm,
-    }
-    phase = Phase(
+    return one_model_task(
         "likelihood",
-        trains=("model",),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay),
-        loss=loss,
-        schedule=cosine(steps, warmup),
-        max_grad_norm=max_grad_norm,
-    )
-    return Task(
-        modules={"model": model},
-        phases=(phase,),
+        model,
         data=TensorDataset(train),
         validation=None if validation is None else TensorDataset(validation),
-        evaluate=None if validation is None else evaluate,
-        monitor=None if validation is None else "bits_per_dim",
-        averaged=("model",),
-        save=save,
-        description={"model": model.config, **optimization, **(description or {})},
+        loss=loss,
+        evaluate=evaluate,
+        monitor="bits_per_dim",
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        max_grad_norm=max_grad_norm,
+        description=description,
     )
