@@ -33,7 +33,8 @@ class Pack:
     """The tensors that calls of one kind share, and what is made of them ahead of time.
 
     norm: paths of mean, variance, weight and bias. mask: path of the mask whose rule the call relies on.
-    rule: arguments of the packing op. buffers: names of folded weight, folded bias, packed weight.
+    rule: arguments of the packing op. buffers: names of folded weight, folded bias (None where nothing is folded) and
+    packed weight.
     """
 
     op: str
@@ -43,12 +44,16 @@ class Pack:
     eps: float
     mask: str | None
     rule: dict[str, Any]
-    buffers: tuple[str, str, str]
+    buffers: tuple[str | None, str | None, str]
     input_size: tuple[int, ...] | None = None
 
     @property
     def paths(self) -> list[str]:
         return [path for path in (self.weight, self.bias, self.mask, *(self.norm or ())) if path is not None]
+
+    @property
+    def kept(self) -> list[str]:
+        return [name for name in self.buffers if name is not None]
 
 
 class FusedForward(PackedWeights):
@@ -98,6 +103,8 @@ class FusedForward(PackedWeights):
             mean, variance, gamma, beta = (None if p is None else tensor_at(self, p).detach() for p in pack.norm)
             assert mean is not None
             assert variance is not None
+            assert folded_name is not None
+            assert bias_name is not None
             weight, bias = layer.fold(weight, bias, (mean, variance, gamma, beta), pack.eps)
             setattr(self, folded_name, weight)
             setattr(self, bias_name, bias)
@@ -119,7 +126,7 @@ class FusedForward(PackedWeights):
         with torch.no_grad():
             for pack in self._packs:
                 owners = [self.get_submodule(path.rpartition(".")[0]) for path in pack.paths]
-                kept = any(getattr(self, name) is not None for name in pack.buffers)
+                kept = any(getattr(self, name) is not None for name in pack.kept)
                 if kept and any(one is owner for one in owners):
                     self._prepack_one(pack)
 
@@ -152,7 +159,8 @@ class Rewriter:
     def _pack(self, op: str, rule: dict[str, Any], **tensors: Any) -> Pack:
         """The pack of these tensors, which calls of one convolution share."""
         key, index = repr((op, rule, tensors)), len(self.packs)
-        names = (f"_fused_{index}_weight", f"_fused_{index}_bias", f"_fused_{index}_packed")
+        folded = (f"_fused_{index}_weight", f"_fused_{index}_bias") if tensors["norm"] else (None, None)
+        names = (*folded, f"_fused_{index}_packed")
         return self.packs.setdefault(key, Pack(op=op, rule=rule, buffers=names, **tensors))
 
     def chain(self, chain: Chain) -> Pack:
@@ -199,7 +207,9 @@ class Rewriter:
         root, base = self.root, type(self.root)
         inputs = tuple(str(node.target) for node in self.graph.nodes if node.op == "placeholder")
         packs = tuple(self.packs.values())
-        names = tuple(name for pack in packs for name in pack.buffers)
+        # torch.export counts a module's buffers as if none were None: those that may be (packed weights, in a dtype that
+        # no kernel packs) come last
+        names = tuple(sorted((name for pack in packs for name in pack.kept), key=lambda name: name.endswith("packed")))
         owners = {root.get_submodule(path.rpartition(".")[0]) for pack in packs for path in pack.paths}
         # torch.export asks forward for the names of its arguments
         body = FusedForward.forward

@@ -129,7 +129,7 @@ def _note_input_sizes(module: nn.Module, example: tuple[Any, ...], calls: list[t
     for owner in module.modules():
         if isinstance(owner, FusedForward):
             for pack in owner._packs:
-                folded = getattr(owner, pack.buffers[0])
+                folded = None if pack.buffers[0] is None else getattr(owner, pack.buffers[0])
                 weight = tensor_at(owner, pack.weight) if folded is None else folded
                 sizes = seen.sizes.get(weight.data_ptr(), set())
                 # a convolution that is called on clips of several sizes has one packed weight for all
