@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vidgen.ops import conv3d_pool3d, masked_conv2d
+from vidgen.ops.conv3d_geometry import resolve_padding
 from vidgen.ops.conv3d_pool3d import reference as conv3d_pool3d_reference
-from vidgen.ops.conv3d_pool3d import resolve_padding
 from vidgen.ops.masked_conv2d import reference as masked_conv2d_reference
 
 

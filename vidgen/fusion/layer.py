@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from vidgen.ops import conv3d_pool3d, masked_conv2d
-from vidgen.ops.conv3d_pool3d import Activation, Algorithm, Padding, Pool
+from vidgen.ops.conv3d_geometry import Padding, Pool
+from vidgen.ops.conv3d_pool3d import Activation, Algorithm
 from vidgen.ops.masked_conv2d import ColorLayout, Mask
 
 #: running mean, running variance, weight and bias of a batch normalisation

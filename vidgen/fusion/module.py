@@ -207,8 +207,8 @@ class Rewriter:
         root, base = self.root, type(self.root)
         inputs = tuple(str(node.target) for node in self.graph.nodes if node.op == "placeholder")
         packs = tuple(self.packs.values())
-        # torch.export counts a module's buffers as if none were None: those that may be (packed weights, in a dtype that
-        # no kernel packs) come last
+        # torch.export counts a module's buffers as if none were None: those that may be (packed weights, in a dtype
+        # that no kernel packs) come last
         names = tuple(sorted((name for pack in packs for name in pack.kept), key=lambda name: name.endswith("packed")))
         owners = {root.get_submodule(path.rpartition(".")[0]) for pack in packs for path in pack.paths}
         # torch.export asks forward for the names of its arguments

@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from vidgen.models.receptive_field import Field, FieldTracker
 from vidgen.nn import ConvPool3d, MaskedConv2d
-from vidgen.ops.conv3d_pool3d import resolve_padding
+from vidgen.ops.conv3d_geometry import resolve_padding
 from vidgen.ops.masked_conv2d import keep_mask
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vidgen.nn.prepack import PackedWeights, reads_packed
 from vidgen.ops import conv3d_pool3d, conv3d_pool3d_pack
-from vidgen.ops.conv3d_pool3d import Activation, Algorithm, resolve_padding
+from vidgen.ops.conv3d_geometry import resolve_padding
+from vidgen.ops.conv3d_pool3d import Activation, Algorithm
 
 _Size = int | tuple[int, int, int]
 

@@ -7,8 +7,8 @@ r"""3-d convolution, bias, activation and max-pooling as one op: what 3-d CNNs c
 with (p₀, q₀, r₀) zeros before each axis, stride 1, and disjoint pooling windows (stride = window). Without `pool` y is
 activation(z). Windows that reach beyond z are dropped, or with `ceil_mode` cut short. The unpooled z is never stored:
 not by the forward, and neither z nor the positions of the maxima are kept for the backward, which computes them again.
-As in PyTorch the gradient of a window goes to the first of equal maxima, and that of ReLU at zero is zero. NaNs come
-through both; a Winograd form may spread one, or an infinity, over its tile of 2×4×4 outputs.
+As in PyTorch the gradient of a window goes to the first of equal maxima (the last of NaNs), that of ReLU at zero is
+zero, and NaNs come through both; a Winograd form may spread one, or an infinity, over its tile of 2×4×4 outputs.
 
 Source: Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks" (2015) for the layers it serves;
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016) for the Winograd forms of the CPU kernel.
@@ -33,34 +33,14 @@ from vidgen.ops.backends import (
     requested,
     triton_row,
 )
+from vidgen.ops.conv3d_geometry import Padding, Pool, conv_size, padded, pool_size, resolve_padding, resolve_pool
 from vidgen.ops.registration import empty_image, lowered, memory_format_of, register_autocast, register_selection
 
-Padding = Literal["same", "valid"] | int | tuple[int, int, int]
 Activation = Literal["relu", "identity"]
-Pool = tuple[int, int, int] | None
 Algorithm = Literal["auto", "direct"]
 
 _OP = "conv3d_pool3d"
-_MAX_KERNEL, _MAX_POOL = 7, 4
-_AXES = ("depth", "height", "width")
-
-
-# Inside, padding is six numbers (before and after, for depth, height and width) and pool is three.
-
-
-def _conv_size(size: Sequence[int], kernel_size: Sequence[int], padding: Sequence[int]) -> list[int]:
-    """(D, H, W) of z."""
-    return [size[i] + padding[2 * i] + padding[2 * i + 1] - kernel_size[i] + 1 for i in range(3)]
-
-
-def _pool_size(size: Sequence[int], pool: Sequence[int], ceil_mode: bool) -> list[int]:
-    """(D, H, W) of y for a z of that size."""
-    return [-(-s // k) if ceil_mode else s // k for s, k in zip(size, pool, strict=True)]
-
-
-def _padded(x: Tensor, padding: Sequence[int]) -> Tensor:
-    # F.pad starts with the last axis
-    return F.pad(x, (*padding[4:], *padding[2:4], *padding[:2])) if any(padding) else x
+_MAX_KERNEL = 7
 
 
 # Reference: eager PyTorch.
@@ -71,7 +51,7 @@ def _wide(t: Tensor) -> Tensor:
 
 
 def _preactivation(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
-    return F.conv3d(_padded(_wide(x), padding), _wide(weight), None if bias is None else _wide(bias))
+    return F.conv3d(padded(_wide(x), padding), _wide(weight), None if bias is None else _wide(bias))
 
 
 def reference(
@@ -148,7 +128,7 @@ def _aten_grad_weight(grad: Tensor, x: Tensor, kernel_size: Sequence[int], paddi
     """The gradient of the weight, given that of z, by PyTorch's own convolution."""
     symmetric = all(padding[2 * i] == padding[2 * i + 1] for i in range(3))
     around = list(padding[::2]) if symmetric else [0, 0, 0]
-    x = x if symmetric else _padded(x, padding)
+    x = x if symmetric else padded(x, padding)
     # only its size and layout are read: with x's layout, PyTorch's kernels need no copy of their own
     size, layout = (grad.shape[1], x.shape[1], *kernel_size), memory_format_of(x)
     weight = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
@@ -205,13 +185,13 @@ TABLE[f"{_OP}_grad_weight"] = _rows("grad_weight", reference_grad_weight, run_cp
 
 @torch.library.register_fake("vidgen::conv3d_pool3d")
 def _(x, weight, bias, padding, activation, pool, ceil_mode, algorithm, impl, packed):  # type: ignore[no-untyped-def]
-    size = _pool_size(_conv_size(x.shape[2:], weight.shape[2:], padding), pool, ceil_mode)
+    size = pool_size(conv_size(x.shape[2:], weight.shape[2:], padding), pool, ceil_mode)
     return empty_image(x, weight.shape[0], size)
 
 
 @torch.library.register_fake("vidgen::conv3d_pool3d_grad_preactivation")
 def _(grad_output, x, weight, bias, padding, activation, pool, ceil_mode, algorithm, impl):  # type: ignore[no-untyped-def]
-    return empty_image(x, weight.shape[0], _conv_size(x.shape[2:], weight.shape[2:], padding))
+    return empty_image(x, weight.shape[0], conv_size(x.shape[2:], weight.shape[2:], padding))
 
 
 @torch.library.register_fake("vidgen::conv3d_pool3d_grad_input")
@@ -341,36 +321,6 @@ torch.library.register_autograd(
 # The public functions.
 
 
-def _triple(name: str, value: Any) -> tuple[int, int, int]:
-    triple = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(triple) != 3 or not all(isinstance(v, int) for v in triple):
-        raise ValueError(f"{name} must be an int or three ints (depth, height, width), got {value!r}")
-    return triple
-
-
-def resolve_padding(padding: Padding, kernel_size: Sequence[int]) -> list[int]:
-    """Zeros before and after each axis: six numbers, from what the public function takes.
-
-    "same" puts the odd zero of an even kernel behind, as torch.nn.functional.conv3d does.
-    """
-    if padding == "same":
-        return [zeros for k in kernel_size for zeros in ((k - 1) // 2, k // 2)]
-    if isinstance(padding, str) and padding != "valid":
-        raise ValueError(f"padding must be 'same', 'valid', an int or three ints, got {padding!r}")
-    around = (0, 0, 0) if padding == "valid" else _triple("padding", padding)
-    for axis, zeros, k in zip(_AXES, around, kernel_size, strict=True):
-        if not 0 <= zeros < k:
-            raise ValueError(f"padding must be from 0 to kernel size - 1, got {zeros} for a {axis} of {k} taps")
-    return [zeros for p in around for zeros in (p, p)]
-
-
-def _resolve_pool(pool: Pool) -> list[int]:
-    window = (1, 1, 1) if pool is None else _triple("pool", pool)
-    if not all(1 <= k <= _MAX_POOL for k in window):
-        raise ValueError(f"pool must be windows of 1 to {_MAX_POOL} per axis, or None, got {pool!r}")
-    return list(window)
-
-
 def _check_weight(weight: Tensor, algorithm: str) -> None:
     if weight.dim() != 5:
         raise ValueError(f"weight must be 5-d (out, in, depth, height, width), got shape {tuple(weight.shape)}")
@@ -442,8 +392,8 @@ def conv3d_pool3d(
         raise TypeError(f"x, weight and bias must have one dtype outside autocast, got {got}")
     if x.device != weight.device or (bias is not None and bias.device != x.device):
         raise ValueError(f"weight and bias must be on the device of x ({x.device}), got weight on {weight.device}")
-    around, window = resolve_padding(padding, weight.shape[2:]), _resolve_pool(pool)
-    size = _conv_size(x.shape[2:], weight.shape[2:], around)
+    around, window = resolve_padding(padding, weight.shape[2:]), resolve_pool(pool)
+    size = conv_size(x.shape[2:], weight.shape[2:], around)
     if any(s < 1 for s in size):
         raise ValueError(
             f"x must be at least as large as the kernel, got {tuple(x.shape[2:])} for a kernel of "
@@ -481,7 +431,7 @@ def conv3d_pool3d_pack(
     _check_weight(weight, algorithm)
     if input_size is not None and (len(input_size) != 3 or not all(s > 0 for s in input_size)):
         raise ValueError(f"input_size must be (depth, height, width), all positive, or None, got {input_size!r}")
-    around, window = resolve_padding(padding, weight.shape[2:]), _resolve_pool(pool)
+    around, window = resolve_padding(padding, weight.shape[2:]), resolve_pool(pool)
     return _op_pack(weight.detach(), list(input_size or ()), around, window, algorithm)
 
 
@@ -496,6 +446,6 @@ def plan_of(
     algorithm: str = "auto",
 ) -> str:
     """What the CPU kernel would do for a call, in words (for `vidgen.explain`)."""
-    around, window = resolve_padding(padding, weight.shape[2:]), _resolve_pool(pool)
+    around, window = resolve_padding(padding, weight.shape[2:]), resolve_pool(pool)
     words, _ = torch.ops.vidgen.conv3d_pool3d_cpu_plan(x, weight, around, window, ceil_mode, algorithm)
     return words
