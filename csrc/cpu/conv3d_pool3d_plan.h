@@ -61,7 +61,7 @@ Conv3dSchedule schedule_slices(const Conv3dPool3d& p, Conv3dForm form, int64_t b
                                int64_t cache_bytes, double* cycles = nullptr) {
   using S = Staged<E>;
   TileShape shape(p, form);
-  int64_t all = batch * shape.per_clip(p), panels = Panels<S>(p.out_channels).count;
+  int64_t all = larger(1, batch * shape.per_clip(p)), panels = Panels<S>(p.out_channels).count;
   Conv3dSchedule best{};
   double least = 0;
   for (int64_t groups = 1; groups <= panels; ++groups) {

@@ -51,6 +51,11 @@ def requested(impl: str | None) -> str | None:
     return impl or os.environ.get("VIDGEN_IMPL") or None
 
 
+def adjoint_impl(impl: str | None) -> str | None:
+    """What to ask of an op's gradients: CUDA C++ kernels have none, and a call that forces one gets Triton's."""
+    return "triton" if requested(impl) == "cuda" else impl
+
+
 def why_not(op: str, row: Backend, device: torch.device, args: tuple[Any, ...], forced: bool) -> str | None:
     """None if `row` would run this call, else the reason in words. A forced backend skips the gate."""
     if row.devices and device.type not in row.devices:

@@ -26,15 +26,22 @@ from torch import Tensor
 from vidgen.ops.backends import (
     TABLE,
     Backend,
+    adjoint_impl,
     always,
     cuda_row,
     gpu_supports_dtype,
     reference_row,
-    requested,
     triton_row,
 )
 from vidgen.ops.conv3d_geometry import Padding, Pool, conv_size, padded, pool_size, resolve_padding, resolve_pool
-from vidgen.ops.registration import empty_image, lowered, memory_format_of, register_autocast, register_selection
+from vidgen.ops.registration import (
+    cast_convolution,
+    check_tensors,
+    empty_image,
+    memory_format_of,
+    register_autocast,
+    register_selection,
+)
 
 Activation = Literal["relu", "identity"]
 Algorithm = Literal["auto", "direct"]
@@ -223,7 +230,7 @@ def _setup_forward(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward_forward(ctx, grad_output):  # type: ignore[no-untyped-def]
     x, weight, bias, output = ctx.saved_tensors
-    impl, grad_x, grad_weight, grad_bias = _adjoint_impl(ctx.impl), None, None, None
+    impl, grad_x, grad_weight, grad_bias = adjoint_impl(ctx.impl), None, None, None
     if ctx.pools:
         rule = (ctx.padding, ctx.activation, ctx.pool, ctx.ceil_mode, ctx.algorithm, impl)
         grad = _op_grad_preactivation(grad_output, x, weight, bias, *rule)
@@ -282,18 +289,6 @@ def _backward_grad_weight(ctx, grad_grad):  # type: ignore[no-untyped-def]
     return of_grad, of_x, *[None] * 4
 
 
-def _adjoint_impl(impl: str | None) -> str | None:
-    """The CUDA C++ kernel has no adjoint: a call that forces it gets the Triton one."""
-    return "triton" if requested(impl) == "cuda" else impl
-
-
-def _cast(dtype, x, weight, bias, *rest_and_packed):  # type: ignore[no-untyped-def]
-    *rest, packed = rest_and_packed
-    x, narrow, bias = lowered(dtype, x, weight, bias)
-    # bytes packed for one dtype mean nothing in another
-    return x, narrow, bias, *rest, packed if narrow.dtype == weight.dtype else None
-
-
 _op = torch.ops.vidgen.conv3d_pool3d.default
 _op_grad_preactivation = torch.ops.vidgen.conv3d_pool3d_grad_preactivation.default
 _op_grad_input = torch.ops.vidgen.conv3d_pool3d_grad_input.default
@@ -305,7 +300,7 @@ register_selection(_OP, reference, lambda *args: args[:7])
 register_selection(f"{_OP}_grad_preactivation", reference_grad_preactivation, lambda *args: args[:8])
 register_selection(f"{_OP}_grad_input", reference_grad_input, lambda *args: args[:3])
 register_selection(f"{_OP}_grad_weight", reference_grad_weight, lambda *args: args[:4])
-register_autocast(_OP, _cast)
+register_autocast(_OP, cast_convolution)
 torch.library.register_autograd("vidgen::conv3d_pool3d", _backward_forward, setup_context=_setup_forward)
 torch.library.register_autograd(
     "vidgen::conv3d_pool3d_grad_preactivation", _backward_grad_preactivation, setup_context=_setup_grad_preactivation
@@ -380,18 +375,9 @@ def conv3d_pool3d(
             f"x must be (N, {weight.shape[1]}, D, H, W) for a weight of shape {tuple(weight.shape)}, "
             f"got {tuple(x.shape)}"
         )
-    if not x.is_floating_point():
-        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
+    check_tensors(x, weight, bias)
     if activation not in ("relu", "identity"):
         raise ValueError(f"activation must be 'relu' or 'identity', got {activation!r}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    one_dtype = x.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype)
-    if not one_dtype and not torch.is_autocast_enabled(x.device.type):
-        got = f"{x.dtype}, {weight.dtype}" + ("" if bias is None else f", {bias.dtype}")
-        raise TypeError(f"x, weight and bias must have one dtype outside autocast, got {got}")
-    if x.device != weight.device or (bias is not None and bias.device != x.device):
-        raise ValueError(f"weight and bias must be on the device of x ({x.device}), got weight on {weight.device}")
     around, window = resolve_padding(padding, weight.shape[2:]), resolve_pool(pool)
     size = conv_size(x.shape[2:], weight.shape[2:], around)
     if any(s < 1 for s in size):

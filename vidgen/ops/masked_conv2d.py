@@ -27,14 +27,21 @@ from torch import Tensor
 from vidgen.ops.backends import (
     TABLE,
     Backend,
+    adjoint_impl,
     always,
     cuda_row,
     gpu_supports_dtype,
     reference_row,
-    requested,
     triton_row,
 )
-from vidgen.ops.registration import empty_image, lowered, memory_format_of, register_autocast, register_selection
+from vidgen.ops.registration import (
+    cast_convolution,
+    check_tensors,
+    empty_image,
+    memory_format_of,
+    register_autocast,
+    register_selection,
+)
 
 Mask = Literal["A", "B"]
 ColorLayout = Literal["interleaved", "blocked"]
@@ -200,9 +207,9 @@ def _backward_forward(ctx, grad_output):  # type: ignore[no-untyped-def]
     x, weight = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = _op_grad_input(grad_output, weight, *ctx.rule, ctx.algorithm, _adjoint_impl(ctx.impl))
+        grad_x = _op_grad_input(grad_output, weight, *ctx.rule, ctx.algorithm, adjoint_impl(ctx.impl))
     if ctx.needs_input_grad[1]:
-        impl = _adjoint_impl(ctx.impl)
+        impl = adjoint_impl(ctx.impl)
         grad_weight = _op_grad_weight(grad_output, x, weight.shape[2:], *ctx.rule, ctx.algorithm, impl)
     if ctx.has_bias and ctx.needs_input_grad[2]:
         grad_bias = grad_output.sum((0, 2, 3))
@@ -241,18 +248,6 @@ def _backward_grad_weight(ctx, grad):  # type: ignore[no-untyped-def]
     return grad_grad_output, grad_x, *[None] * 7
 
 
-def _adjoint_impl(impl: str | None) -> str | None:
-    """The CUDA C++ kernel has no adjoint: a call that forces it gets the Triton one."""
-    return "triton" if requested(impl) == "cuda" else impl
-
-
-def _cast(dtype, x, weight, bias, *rest_and_packed):  # type: ignore[no-untyped-def]
-    *rest, packed = rest_and_packed
-    x, narrow, bias = lowered(dtype, x, weight, bias)
-    # bytes packed for one dtype mean nothing in another
-    return x, narrow, bias, *rest, packed if narrow.dtype == weight.dtype else None
-
-
 _op = torch.ops.vidgen.masked_conv2d.default
 _op_grad_input = torch.ops.vidgen.masked_conv2d_grad_input.default
 _op_grad_weight = torch.ops.vidgen.masked_conv2d_grad_weight.default
@@ -261,7 +256,7 @@ _op_pack = torch.ops.vidgen.masked_conv2d_pack.default
 register_selection(_OP, reference, lambda *args: args[:7])  # without algorithm and packed, the CPU kernel's own
 register_selection(f"{_OP}_grad_input", reference_grad_input, lambda *args: args[:6])
 register_selection(f"{_OP}_grad_weight", reference_grad_weight, lambda *args: args[:7])
-register_autocast(_OP, _cast)
+register_autocast(_OP, cast_convolution)
 torch.library.register_autograd("vidgen::masked_conv2d", _backward_forward, setup_context=_setup_forward)
 torch.library.register_autograd(
     "vidgen::masked_conv2d_grad_input", _backward_grad_input, setup_context=_setup_grad_input
@@ -341,16 +336,7 @@ def masked_conv2d(
         raise ValueError(
             f"x must be (N, {weight.shape[1]}, H, W) for a weight of shape {tuple(weight.shape)}, got {tuple(x.shape)}"
         )
-    if not x.is_floating_point():
-        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    one_dtype = x.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype)
-    if not one_dtype and not torch.is_autocast_enabled(x.device.type):
-        got = f"{x.dtype}, {weight.dtype}" + ("" if bias is None else f", {bias.dtype}")
-        raise TypeError(f"x, weight and bias must have one dtype outside autocast, got {got}")
-    if x.device != weight.device or (bias is not None and bias.device != x.device):
-        raise ValueError(f"weight and bias must be on the device of x ({x.device}), got weight on {weight.device}")
+    check_tensors(x, weight, bias)
     return _op(x, weight, bias, mask, colors, color_layout, dilation, algorithm, impl, packed)
 
 

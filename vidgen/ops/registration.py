@@ -1,4 +1,4 @@
-"""What every op registers in the same way: its selector, its hand-over from C++, autocast, memory formats."""
+"""What every op does in the same way: its selector, its hand-over from C++, autocast, checks, memory formats."""
 
 from __future__ import annotations
 
@@ -65,6 +65,29 @@ def lowered(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None,
     return tuple(
         t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
     )
+
+
+def cast_convolution(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Any, ...]:
+    """What autocast makes of the arguments of a convolution, the last of which is its packed weight."""
+    x_cast, weight_cast, bias_cast = lowered(dtype, x, weight, bias)
+    assert weight_cast is not None
+    # bytes packed for one dtype mean nothing in another
+    packed = rest[-1] if weight_cast.dtype == weight.dtype else None
+    return x_cast, weight_cast, bias_cast, *rest[:-1], packed
+
+
+def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """TypeError or ValueError where the tensors of a convolution do not fit together in dtype, device or bias size."""
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    one_dtype = x.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype)
+    if not one_dtype and not torch.is_autocast_enabled(x.device.type):
+        got = f"{x.dtype}, {weight.dtype}" + ("" if bias is None else f", {bias.dtype}")
+        raise TypeError(f"x, weight and bias must have one dtype outside autocast, got {got}")
+    if x.device != weight.device or (bias is not None and bias.device != x.device):
+        raise ValueError(f"weight and bias must be on the device of x ({x.device}), got weight on {weight.device}")
 
 
 def memory_format_of(like: Tensor) -> torch.memory_format:
