@@ -38,6 +38,8 @@ int64_t cache_bytes() {
 Conv3dPool3d problem(const Sizes& weight, const Sizes& in_size, const Sizes& padding, ScalarType dtype) {
   check(weight.size() == 5, "weight must be 5-d (out, in, depth, height, width), got ", weight.size(), " dimensions");
   check(padding.size() == 6, "padding must be six numbers, before and after each axis, got ", padding.size());
+  check(weight[0] > 0 && weight[1] > 0, "weight must have at least one channel in and out, got ", weight[1], " and ",
+        weight[0]);
   Conv3dPool3d p{};
   p.out_channels = weight[0];
   p.in_channels = weight[1];
@@ -88,15 +90,21 @@ void check_clips(const char* name, const Tensor& t, int64_t channels, const char
 // A single channel is next to itself, whatever its stride.
 bool channels_adjacent(const Tensor& t) { return t.stride(1) == 1 || t.size(1) == 1; }
 
-ClipView view(const Tensor& t) {
-  return {t.data_ptr(), t.stride(0), t.size(1) == 1 ? 1 : t.stride(1), {t.stride(2), t.stride(3), t.stride(4)}};
+ClipView view_of(const Tensor& t, void* data) {
+  return {data, t.stride(0), t.size(1) == 1 ? 1 : t.stride(1), {t.stride(2), t.stride(3), t.stride(4)}};
 }
 
+ClipView writable(const Tensor& t) { return view_of(t, t.data_ptr()); }
+
+// Asking for a pointer to write through would copy a lazily cloned tensor.
+ClipView readable(const Tensor& t) { return view_of(t, const_cast<void*>(t.const_data_ptr())); }
+
 void convert(const Tensor& from, const Tensor& to) {
-  const int64_t size[] = {from.size(2), from.size(3), from.size(4)};
-  parallel_tasks(from.size(0) * size[0], 0, [&](int64_t task, void*) {
-    kernels().convert(kernel_dtype(from.scalar_type()), view(from), view(to), from.size(1), size, task);
-  });
+  const int64_t size[] = {from.size(2), from.size(3), from.size(4)}, channels = from.size(1);
+  const ClipView in = readable(from), out = writable(to);
+  const Dtype dtype = kernel_dtype(from.scalar_type());
+  parallel_tasks(from.size(0) * size[0], 0,
+                 [&](int64_t task, void*) { kernels().convert(dtype, in, out, channels, size, task); });
 }
 
 Tensor with_adjacent_channels(const Tensor& t) {
@@ -163,13 +171,13 @@ void convolve(const Conv3dPool3d& p, const Tensor& x, const Tensor& weight, cons
   const int64_t written[] = {out.size(2), out.size(3), out.size(4)};
   const Tensor result = channels_adjacent(out) ? out : empty_clip(out.size(0), out.size(1), written, out, true);
   const Tensor routed = grad == nullptr ? Tensor() : with_adjacent_channels(*grad);
-  const ClipView gradient = grad == nullptr ? ClipView{} : view(routed);
-  const Conv3dTarget target{view(result), grad == nullptr ? nullptr : &gradient};
+  const ClipView gradient = grad == nullptr ? ClipView{} : readable(routed);
+  const Conv3dTarget target{writable(result), grad == nullptr ? nullptr : &gradient};
 
   auto run = [&](const Conv3dPool3d& part, const Conv3dTarget& to) {
     const int64_t batch = x.size(0), threads = torch::stable::get_num_threads();
     const Conv3dSchedule schedule = kernels().schedule(part, form, batch, threads, cache_bytes());
-    const ClipView clips = view(read);
+    const ClipView clips = readable(read);
     const char* bytes = static_cast<const char*>(weights.const_data_ptr()) + sizeof(PackedHeader);
     parallel_tasks(schedule.tasks, schedule.scratch_bytes, [&](int64_t task, void* memory) {
       kernels().run(part, form, schedule, batch, clips, bytes, bias, to, task, memory);
@@ -182,9 +190,10 @@ void convolve(const Conv3dPool3d& p, const Tensor& x, const Tensor& weight, cons
     unpooled.relu = false;
     for (int i = 0; i < 3; ++i) unpooled.pool[i] = 1, unpooled.pooled_size[i] = p.out_size[i];
     const Tensor z = empty_clip(x.size(0), p.out_channels, p.out_size, x, true);
-    run(unpooled, {view(z), nullptr});
+    const ClipView convolved = writable(z);
+    run(unpooled, {convolved, nullptr});
     const int64_t planes = (p.out_size[0] + p.pool[0] - 1) / p.pool[0];
-    parallel_tasks(x.size(0) * planes, 0, [&](int64_t task, void*) { kernels().finish(p, view(z), target, task); });
+    parallel_tasks(x.size(0) * planes, 0, [&](int64_t task, void*) { kernels().finish(p, convolved, target, task); });
   }
   if (!channels_adjacent(out)) convert(result, out);
 }
@@ -289,7 +298,9 @@ Tensor pack(Tensor weight, Sizes input_size, Sizes padding, Sizes pool, std::str
 
 std::tuple<std::string, double> describe_plan(Tensor x, Tensor weight, Sizes padding, Sizes pool, bool ceil_mode,
                                               std::string algorithm) {
+  check(weight.dim() == 5, "weight must be 5-d (out, in, depth, height, width), got shape ", sizes_of(weight));
   check_clips("x", x, weight.size(1), "weight's in-channels");
+  check(supported(x.scalar_type()), cpu_supports(x.scalar_type()));
   Conv3dPool3d p = problem(sizes(weight), clip_size(x), padding, x.scalar_type());
   add_pooling(p, "relu", pool, ceil_mode);
   const Conv3dForm form = kernels().choose(p, direct_only(algorithm));

@@ -61,7 +61,10 @@ void check_image(const char* name, const Tensor& t, int64_t channels, const char
         sizes_of(t));
 }
 
-ImageView view(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+// Asking for a pointer to write through would copy a lazily cloned input; what is written is always fresh.
+ImageView view(const Tensor& t) {
+  return {const_cast<void*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
 
 // The same image read from its last pixel backwards.
 ImageView mirrored(const Tensor& t) {

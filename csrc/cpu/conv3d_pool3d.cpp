@@ -12,7 +12,7 @@ Conv3dForm choose(const Conv3dPool3d& p, bool direct_only) {
 
 bool supports(const Conv3dPool3d& p, Conv3dForm form) {
   if (form == Conv3dForm::direct) return true;
-  return by_dtype(p.dtype, [&]<class E>(E*) { return winograd_supports<E>(p, form); });
+  return by_dtype(p.dtype, [&]<class E>(E*) { return winograd_supports<E>(p); });
 }
 
 bool pools_within(const Conv3dPool3d& p, Conv3dForm form) {
@@ -32,20 +32,19 @@ double multiply_adds(const Conv3dPool3d& p, Conv3dForm form) {
 int64_t pack_tasks(const Conv3dPool3d& p, Conv3dForm form) {
   return by_dtype(p.dtype, [&]<class E>(E*) {
     if (form == Conv3dForm::direct) return pack_task_count(p.in_channels, p.out_channels, kLanes<E>);
-    return slice_pack_tasks<Staged<E>>(p);
+    return slice_pack_tasks<Acc<E>>(p);
   });
 }
 
 size_t pack_scratch_bytes(const Conv3dPool3d& p, Conv3dForm form) {
   if (form == Conv3dForm::direct) return 0;
-  return by_dtype(p.dtype, [&]<class E>(E*) { return slice_pack_scratch<Staged<E>>(TileShape(p, form)); });
+  return by_dtype(p.dtype, [&]<class E>(E*) { return slice_pack_scratch<Acc<E>>(TileShape(p, form)); });
 }
 
 size_t packed_bytes(const Conv3dPool3d& p, Conv3dForm form) {
   return by_dtype(p.dtype, [&]<class E>(E*) {
-    using S = Staged<E>;
-    if (form == Conv3dForm::direct) return Conv3dDirectWeights<S>(p).bytes(p);
-    return SliceWeights<S>(p, TileShape(p, form)).bytes(p);
+    if (form == Conv3dForm::direct) return Conv3dDirectWeights<Staged<E>>(p).bytes(p);
+    return SliceWeights<Acc<E>>(p, TileShape(p, form)).bytes(p);
   });
 }
 

@@ -68,7 +68,7 @@ struct Conv3dPool3dTable {
               const void* packed, const void* bias, const Conv3dTarget&, int64_t task, void* scratch);
   // Activation and pooling (or its gradient) of a finished convolution z; as many tasks as z has planes of windows.
   void (*finish)(const Conv3dPool3d&, const ClipView& z, const Conv3dTarget&, int64_t task);
-  // Copies plane `task` of N * depth between layouts, one of which has channels next to each other.
+  // Copies plane `task` of N * depth between layouts; fast where one of them has channels next to each other.
   void (*convert)(Dtype, const ClipView& from, const ClipView& to, int64_t channels, const int64_t (&size)[3],
                   int64_t task);
 };

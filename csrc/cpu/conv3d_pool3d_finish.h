@@ -1,8 +1,8 @@
 // What happens to a sum before it is stored: bias, activation, and the pooling window or its gradient.
 //
 // Works on a box of z in memory, one vector of channels at a time. Boxes begin where windows begin, and a window that a
-// box cuts is one that the end of z cuts. Rounding is monotone, so max(z) + bias is max(z + bias) to the bit, and
-// ReLU of a maximum is the maximum of ReLUs: bias and ReLU are applied once per window.
+// box cuts is one that the end of z cuts. Rounding is monotone, so max(z) + bias is max(z + bias) to the bit (finite
+// bias), and ReLU of a maximum is the maximum of ReLUs: bias and ReLU are applied once per window.
 #pragma once
 
 #include "conv3d_pool3d.h"
@@ -76,7 +76,7 @@ VIDGEN_INLINE void for_each_window(const Conv3dPool3d& p, const Box<V>& box, F f
   }
 }
 
-// Calls f(values, index) for every position of a window, in scan order.
+// Calls f(values, index, d, h, w) for every position of a window, in scan order.
 template <class V, class F>
 VIDGEN_INLINE void for_each_position(const Box<V>& box, const Window& w, F f) {
   int32_t index = 0;

@@ -38,11 +38,11 @@ double conv3d_direct_cycles(const Conv3dPool3d& p) {
 template <class E>
 double slice_task_cycles(const Conv3dPool3d& p, const TileShape& shape, int64_t tiles, int64_t panels, int64_t threads,
                          int64_t cache_bytes) {
-  using S = Staged<E>;
+  using S = Acc<E>;
   SliceWeights<S> weights(p, shape);
   int64_t width = smaller(panels * kPanel<S>, Panels<S>(p.out_channels).padded_channels());
   double products = weights.products, rows = double(tiles), slices = shape.slices;
-  double compute = products * multiply_cycles<S>(rows, double(weights.depth / kDepthStep<S>), width);
+  double compute = products * multiply_cycles<S>(rows, double(weights.depth), width);
   double streamed = products * double(weights.depth * width) * sizeof(S);
   double stream = streamed / (double(weights.bytes(p)) <= kNearWeights ? kNearBytes : kFarBytes / double(threads));
   double cycles = compute > stream ? compute : stream;
@@ -59,7 +59,7 @@ double slice_task_cycles(const Conv3dPool3d& p, const TileShape& shape, int64_t 
 template <class E>
 Conv3dSchedule schedule_slices(const Conv3dPool3d& p, Conv3dForm form, int64_t batch, int64_t threads,
                                int64_t cache_bytes, double* cycles = nullptr) {
-  using S = Staged<E>;
+  using S = Acc<E>;
   TileShape shape(p, form);
   int64_t all = larger(1, batch * shape.per_clip(p)), panels = Panels<S>(p.out_channels).count;
   Conv3dSchedule best{};
@@ -91,7 +91,7 @@ Conv3dForm choose_form(const Conv3dPool3d& p, bool direct_only) {
   if (direct_only) return best;
   double least = conv3d_direct_cycles<E>(p);
   for (Conv3dForm form : {Conv3dForm::winograd2, Conv3dForm::winograd4}) {
-    if (!winograd_supports<E>(p, form)) continue;
+    if (!winograd_supports<E>(p)) continue;
     double cycles;
     schedule_slices<E>(p, form, 1, 1, kAssumedCache, &cycles);
     if (!TileShape(p, form).holds_windows(p)) {

@@ -14,6 +14,8 @@
 // Then bias, activation and pooling window, from the sums (2 m m vectors per tile, next to each other) to memory.
 // In float32 with m = 4, a slice of a tile with 64 channels in and 128 out is 9 KiB of V and 18 KiB of M, and its sums
 // are 16 KiB: 48 tiles stay in an L2 cache of 2 MiB. Doing all four slices at once would need 2.6 times as much.
+// bf16 clips are transformed and multiplied in float32: rounding transformed values to bf16 would err more than three
+// times as much as eager bf16, and the small tiles that bf16 products would ask for give back what those products save.
 // The packed weight is [panel][slice][point][input channel][output channel].
 #pragma once
 
@@ -50,11 +52,11 @@ struct TileShape {
 
 template <class S>
 struct SliceWeights {
-  int64_t depth;  // rows of U for one point: input channels, even for bf16 pairs
+  int64_t depth;  // rows of U for one point: input channels
   int products;   // slices * points
 
   SliceWeights(const Conv3dPool3d& p, const TileShape& shape)
-      : depth(round_up(p.in_channels, kDepthStep<S>)), products(shape.slices * shape.points) {}
+      : depth(p.in_channels), products(shape.slices * shape.points) {}
 
   size_t bytes(const Conv3dPool3d& p) const {
     return products * depth * Panels<S>(p.out_channels).padded_channels() * sizeof(S);
@@ -64,14 +66,9 @@ struct SliceWeights {
   }
 };
 
-// bf16 with very few channels: the rounding of transformed weights does not average out over the few products; with
-// large tiles it is too coarse always.
 template <class E>
-bool winograd_supports(const Conv3dPool3d& p, Conv3dForm form) {
-  using S = Staged<E>;
-  if (sizeof(S) == 8 || p.kernel[1] != 3 || p.kernel[2] != 3 || (p.kernel[0] != 3 && p.kernel[0] != 1)) return false;
-  if (sizeof(S) == 2) return form == Conv3dForm::winograd2 && p.in_channels >= 16 && p.out_channels >= 8;
-  return true;
+bool winograd_supports(const Conv3dPool3d& p) {
+  return sizeof(E) < 8 && p.kernel[1] == 3 && p.kernel[2] == 3 && (p.kernel[0] == 3 || p.kernel[0] == 1);
 }
 
 // U of one input channel and a vector of output channels, from its taps in order: one vector per product.
@@ -120,14 +117,14 @@ size_t slice_pack_scratch(const TileShape& shape) {
 template <class E>
 void pack_slices(const Conv3dPool3d& p, Conv3dForm form, const void* weight, void* packed, int64_t task,
                  void* scratch) {
-  using S = Staged<E>;
+  using S = Acc<E>;
   TileShape shape(p, form);
   SliceWeights<S> layout(p, shape);
   Panels<S> panels(p.out_channels);
   int64_t taps = p.kernel[0] * 9, ranges = divide_up(p.in_channels, kGatheredChannels);
   int64_t panel = task / ranges, first = task % ranges * kGatheredChannels;
-  int64_t count = smaller(kGatheredChannels, p.in_channels - first), rows = round_up(count, kDepthStep<S>);
-  int64_t width = panels.vectors(panel) * kLanes<S>, gathered = rows * width;
+  int64_t count = smaller(kGatheredChannels, p.in_channels - first);
+  int64_t width = panels.vectors(panel) * kLanes<S>, gathered = count * width;
   int64_t out_stride = p.adjoint ? taps : taps * p.in_channels, in_stride = p.adjoint ? taps * p.out_channels : taps;
   S* block = static_cast<S*>(scratch);
   for (int64_t column = 0; column < width; column += kLanes<S>) {
@@ -138,7 +135,7 @@ void pack_slices(const Conv3dPool3d& p, Conv3dForm form, const void* weight, voi
                    smaller(kLanes<S>, p.out_channels - out), taps,
                    [&](int64_t tap, Vec<E> v) { filter[p.adjoint ? taps - 1 - tap : tap] = v; });
       (form == Conv3dForm::winograd4 ? transform_taps<4, S> : transform_taps<2, S>)(filter, int(p.kernel[0]), u);
-      for (int i = 0; i < layout.products; ++i) store_depth(block + i * gathered, width, in, column, u[i]);
+      for (int i = 0; i < layout.products; ++i) store(block + i * gathered + in * width + column, u[i]);
     }
   }
   for (int i = 0; i < layout.products; ++i) {

@@ -64,7 +64,7 @@ void point_at_pixels(const Conv3dPool3d& p, const ClipView& x, const TilePlace& 
 // One vector of channels of a tile to V: rows, then columns. With `sign`, the other plane is added or subtracted first.
 template <class E, int m>
 VIDGEN_INLINE void transform_tile(const void* const* pixel, const void* const* other, Acc<E> sign, int64_t channel,
-                                  int64_t used, Staged<E>* out, int64_t v_stride) {
+                                  int64_t used, Acc<E>* out, int64_t v_stride) {
   constexpr int n = m + 2;
   auto at = [&](const void* p)
                 __attribute__((always_inline)) { return load_lanes<E, E>(static_cast<const E*>(p) + channel, used); };
@@ -121,7 +121,7 @@ VIDGEN_INLINE void transform_back(const T* products, int64_t m_stride, const dou
 template <class E, int m>
 void run_winograd(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& s, int64_t batch, const ClipView& x,
                   const void* packed, const void* bias, const Conv3dTarget& target, int64_t task, void* scratch) {
-  using S = Staged<E>;
+  using S = Acc<E>;
   using T = Acc<S>;
   constexpr int n = m + 2, points = n * n, lanes = kLanes<S>;
   TileShape shape(p, form);

@@ -11,7 +11,7 @@ constexpr double kLatency = 4;                            // of one; a tile's su
 constexpr double kTileVisit = 20;                         // entering a register tile
 constexpr double kMove = 2.5;                             // a vector through staging or storing
 constexpr double kTransform = 3;                          // a vector of V or M through its transform
-constexpr double kStreamBytes = 8;                        // of packed weights, from L3, per cycle
+constexpr double kStreamBytes = 8;                        // from the last cache, per cycle
 
 // Cycles of multiplying `rows` rows by a panel set of `out_channels`, `depth` steps deep.
 template <class S>

@@ -51,7 +51,7 @@ struct Panels {
 
 constexpr int64_t kPackChannels = 32;  // input channels of one task
 
-// The taps of (16 output channels, one input channel), one vector per tap: calls f(tap, vector) in order.
+// The taps of (a vector of output channels, one input channel), one vector per tap: calls f(tap, vector) in order.
 template <class E, class F>
 VIDGEN_INLINE void for_each_tap(const E* weight, int64_t lane_stride, int64_t lanes_used, int64_t taps, F f) {
   constexpr int lanes = kLanes<E>;

@@ -10,17 +10,10 @@ from torch import Tensor, nn
 
 from vidgen.nn.prepack import PackedWeights, reads_packed
 from vidgen.ops import conv3d_pool3d, conv3d_pool3d_pack
-from vidgen.ops.conv3d_geometry import resolve_padding
+from vidgen.ops.conv3d_geometry import resolve_padding, resolve_pool, triple
 from vidgen.ops.conv3d_pool3d import Activation, Algorithm
 
 _Size = int | tuple[int, int, int]
-
-
-def _triple(name: str, value: Any) -> tuple[int, int, int]:
-    triple = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(triple) != 3 or not all(isinstance(v, int) for v in triple):
-        raise ValueError(f"{name} must be an int or three ints (depth, height, width), got {value!r}")
-    return triple
 
 
 class ConvPool3d(PackedWeights, nn.Conv3d):
@@ -68,11 +61,11 @@ class ConvPool3d(PackedWeights, nn.Conv3d):
         algorithm: Algorithm = "auto",
         impl: str | None = None,
     ) -> None:
-        kernel = _triple("kernel_size", kernel_size)
+        kernel = triple("kernel_size", kernel_size)
         if not all(1 <= k <= 7 for k in kernel):
             raise ValueError(f"kernel_size must be 1 to 7 taps per axis, got {kernel_size!r}")
         for name, value in (("stride", stride), ("dilation", dilation)):
-            if _triple(name, value) != (1, 1, 1):
+            if triple(name, value) != (1, 1, 1):
                 raise ValueError(f"{name} must be 1, got {value!r}")
         if groups != 1:
             raise ValueError(f"groups must be 1, got {groups!r}")
@@ -80,16 +73,18 @@ class ConvPool3d(PackedWeights, nn.Conv3d):
             raise ValueError(f"padding_mode must be 'zeros', got {padding_mode!r}")
         if activation not in ("relu", "identity"):
             raise ValueError(f"activation must be 'relu' or 'identity', got {activation!r}")
-        window = None if pool is None else _triple("pool", pool)
-        if window is not None and not all(1 <= k <= 4 for k in window):
-            raise ValueError(f"pool must be windows of 1 to 4 per axis, or None, got {pool!r}")
-        around: Any = padding if isinstance(padding, str) else _triple("padding", padding)
+        if algorithm not in ("auto", "direct"):
+            raise ValueError(f"algorithm must be 'auto' or 'direct', got {algorithm!r}")
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(f"in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}")
+        resolve_pool(pool)
+        around: Any = padding if isinstance(padding, str) else triple("padding", padding)
         resolve_padding(around, kernel)
         super().__init__(in_channels, out_channels, kernel, 1, around, 1, 1, bias, "zeros", device, dtype)
         self.activation: Activation = activation
-        self.pool = window
+        self.pool = None if pool is None else triple("pool", pool)
         self.ceil_mode = ceil_mode
-        self.input_size = None if input_size is None else _triple("input_size", input_size)
+        self.input_size = None if input_size is None else triple("input_size", input_size)
         self.algorithm: Algorithm = algorithm
         self.impl = impl
 

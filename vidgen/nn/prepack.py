@@ -90,9 +90,12 @@ def reads_packed(op: str, weight: Tensor) -> bool:
 def prepack(module: ModuleT) -> ModuleT:
     """Packs the weights of every vidgen layer in `module`, in place, and puts the module into eval mode.
 
-    Without it each call packs its weights anew, which shows where images are few or small. Weights that change in place
-    after this call (`p.data.mul_(…)`) need another one. Layers that no packing kernel serves (on a GPU, or in a dtype
-    that the CPU kernel does not compute) are left as they are.
+    Without it each call packs its weights anew, which shows where images are few or small. Layers that no packing
+    kernel serves (on a GPU, or in a dtype that the CPU kernel does not compute) are left as they are.
+
+    The packed copies follow load_state_dict, `to` and `train()`. They do not see a weight that changes in place
+    (`p.data.mul_(…)`, an optimiser's step in eval mode) or that stands in for a call (`torch.func.functional_call`):
+    pack again after the one, do not pack before the other.
 
     Args:
         module: any module; layers that are not vidgen's are untouched.

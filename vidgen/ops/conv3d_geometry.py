@@ -6,6 +6,7 @@ and width, and a pooling window is three.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Padding = Literal["same", "valid"] | int | tuple[int, int, int]
-Pool = tuple[int, int, int] | None
+Pool = int | tuple[int, int, int] | None
 
 _MAX_POOL = 4
 _AXES = ("depth", "height", "width")
@@ -34,11 +35,15 @@ def padded(x: Tensor, padding: Sequence[int]) -> Tensor:
     return F.pad(x, (*padding[4:], *padding[2:4], *padding[:2])) if any(padding) else x
 
 
-def _triple(name: str, value: Any) -> tuple[int, int, int]:
-    triple = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(triple) != 3 or not all(isinstance(v, int) for v in triple):
+def triple(name: str, value: Any) -> tuple[int, int, int]:
+    """Three ints from an int or three; ValueError names the argument."""
+    try:
+        sizes = tuple(operator.index(v) for v in (value if isinstance(value, Sequence) else (value,) * 3))
+    except TypeError:
+        sizes = ()
+    if len(sizes) != 3 or isinstance(value, str):
         raise ValueError(f"{name} must be an int or three ints (depth, height, width), got {value!r}")
-    return triple
+    return sizes
 
 
 def resolve_padding(padding: Padding, kernel_size: Sequence[int]) -> list[int]:
@@ -50,7 +55,7 @@ def resolve_padding(padding: Padding, kernel_size: Sequence[int]) -> list[int]:
         return [zeros for k in kernel_size for zeros in ((k - 1) // 2, k // 2)]
     if isinstance(padding, str) and padding != "valid":
         raise ValueError(f"padding must be 'same', 'valid', an int or three ints, got {padding!r}")
-    around = (0, 0, 0) if padding == "valid" else _triple("padding", padding)
+    around = (0, 0, 0) if padding == "valid" else triple("padding", padding)
     for axis, zeros, k in zip(_AXES, around, kernel_size, strict=True):
         if not 0 <= zeros < k:
             raise ValueError(f"padding must be from 0 to kernel size - 1, got {zeros} for a {axis} of {k} taps")
@@ -58,7 +63,8 @@ def resolve_padding(padding: Padding, kernel_size: Sequence[int]) -> list[int]:
 
 
 def resolve_pool(pool: Pool) -> list[int]:
-    window = (1, 1, 1) if pool is None else _triple("pool", pool)
+    """The window's three numbers."""
+    window = (1, 1, 1) if pool is None else triple("pool", pool)
     if not all(1 <= k <= _MAX_POOL for k in window):
         raise ValueError(f"pool must be windows of 1 to {_MAX_POOL} per axis, or None, got {pool!r}")
     return list(window)

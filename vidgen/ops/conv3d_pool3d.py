@@ -5,10 +5,13 @@ r"""3-d convolution, bias, activation and max-pooling as one op: what 3-d CNNs c
     y[n, o, d, h, w] = max of activation(z) over the window (kd·d + i, kh·h + j, kw·w + k), i < kd, j < kh, k < kw
 
 with (p₀, q₀, r₀) zeros before each axis, stride 1, and disjoint pooling windows (stride = window). Without `pool` y is
-activation(z). Windows that reach beyond z are dropped, or with `ceil_mode` cut short. The unpooled z is never stored:
-not by the forward, and neither z nor the positions of the maxima are kept for the backward, which computes them again.
+activation(z). Windows that reach beyond z are dropped, or with `ceil_mode` cut short. The unpooled z is not stored, but
+on the CPU where windows straddle the tiles of a Winograd form (those of 3 or 4 along depth, of 3 elsewhere). Neither z
+nor the positions of the maxima are kept for the backward, which computes them again.
+
 As in PyTorch the gradient of a window goes to the first of equal maxima (the last of NaNs), that of ReLU at zero is
-zero, and NaNs come through both; a Winograd form may spread one, or an infinity, over its tile of 2×4×4 outputs.
+zero, and NaNs come through both. Winograd forms hold to that as far as their rounding does: sums that are equal in
+exact arithmetic may differ there, and a NaN or an infinity spreads over its tile of 2×4×4 outputs.
 
 Source: Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks" (2015) for the layers it serves;
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016) for the Winograd forms of the CPU kernel.
@@ -253,7 +256,7 @@ def _setup_grad_preactivation(ctx, inputs, output):  # type: ignore[no-untyped-d
 
 def _backward_grad_preactivation(ctx, grad):  # type: ignore[no-untyped-def]
     # linear in grad_output, and where the maxima lie is constant almost everywhere
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
         maxima = _maxima(*ctx.saved_tensors, *ctx.rule)
     return _picked(grad, maxima), *[None] * 9
 
@@ -321,6 +324,8 @@ def _check_weight(weight: Tensor, algorithm: str) -> None:
         raise ValueError(f"weight must be 5-d (out, in, depth, height, width), got shape {tuple(weight.shape)}")
     if not all(1 <= k <= _MAX_KERNEL for k in weight.shape[2:]):
         raise ValueError(f"weight must have 1 to {_MAX_KERNEL} taps per axis, got {tuple(weight.shape[2:])}")
+    if 0 in weight.shape[:2]:
+        raise ValueError(f"weight must have at least one channel in and out, got shape {tuple(weight.shape)}")
     if algorithm not in ("auto", "direct"):
         raise ValueError(f"algorithm must be 'auto' or 'direct', got {algorithm!r}")
 
@@ -364,10 +369,14 @@ def conv3d_pool3d(
 
     Differentiable in x, weight and bias, to any order where the maxima are unique (in eager mode; torch.compile has no
     double backward); from the second order on the maxima are found by the reference.
-    Autocast: runs in torch.get_autocast_dtype. Deterministic; on the CPU the bits of a clip depend neither on the
-    batch around it nor on the number of threads.
-    Error against float64: float32 direct at most 2x that of eager PyTorch, Winograd at most 5e-6 relative rms and 16x
-    eager; bfloat16 at most 3x that of eager bfloat16 (rms); float32 accumulation throughout.
+    Reverse mode only: forward-mode tangents are refused, and torch.func's transforms of gradients are PyTorch's to
+    refuse. Autocast: runs in torch.get_autocast_dtype.
+    Deterministic; on the CPU the bits of a clip and of its gradient depend neither on the batch around it nor on the
+    number of threads. The gradient of the weight is PyTorch's own there and promises no more than PyTorch.
+    Error against float64, before anything cancels (rms of the sums of which z consists): float32 direct at most 2x that
+    of eager PyTorch, Winograd at most 5e-6 relative and 16x eager; bfloat16 at most 3x that of eager bfloat16; float32
+    accumulation throughout. Winograd forms want |x| below 1e35 and |weight| above 1e-34, or zero: their transforms
+    multiply by up to 200 and divide by up to 576.
     """
     _check_weight(weight, algorithm)
     if x.dim() != 5 or x.shape[1] != weight.shape[1]:
@@ -408,8 +417,9 @@ def conv3d_pool3d_pack(
         padding, pool, algorithm: as in `conv3d_pool3d`.
 
     Returns:
-        uint8 (bytes,): one form of the weight, at most 5.4 times its size. It depends on the instruction set and is not
-        meant to be saved. Not differentiable: gradients flow through `weight`.
+        uint8 (bytes,): one form of the weight in the type that is multiplied, output channels filled up to whole
+        vectors: at most 5.4 times the size of a float32 weight with as many. It depends on the instruction set and is
+        not meant to be saved. Not differentiable: gradients flow through `weight`.
 
     Raises:
         ValueError: as `conv3d_pool3d`. RuntimeError: the CPU kernel does not compute weight's dtype.
@@ -418,6 +428,11 @@ def conv3d_pool3d_pack(
     if input_size is not None and (len(input_size) != 3 or not all(s > 0 for s in input_size)):
         raise ValueError(f"input_size must be (depth, height, width), all positive, or None, got {input_size!r}")
     around, window = resolve_padding(padding, weight.shape[2:]), resolve_pool(pool)
+    if input_size is not None and min(conv_size(input_size, weight.shape[2:], around)) < 1:
+        raise ValueError(
+            f"input_size must be at least as large as the kernel {tuple(weight.shape[2:])} with padding {padding!r}, "
+            f"got {tuple(input_size)}"
+        )
     return _op_pack(weight.detach(), list(input_size or ()), around, window, algorithm)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vidgen.ops.backends import select, warn_fallback
 
@@ -27,16 +28,23 @@ def register_selection(op: str, eager: Callable[..., Tensor], arguments: Callabl
     def selected(*args: Any) -> Tensor:
         passed = arguments(*args[:impl_index], *args[impl_index + 1 :])
         run = select(op, passed[0].device, args[impl_index], passed).run
-        assert run is not None, "a row without `run` is served by C++ under its own dispatch key"
-        return run(*passed)
+        if run is None:  # such a row is served by C++ under its own dispatch key, which this tensor has not
+            raise RuntimeError(f"{op} takes dense tensors, all on one device; got a {passed[0].layout} one")
+        return _without_autocast(run, passed)
 
     def handed_over(*args: Any) -> Tensor:
         if why := args[-1]:
             warn_fallback(op, why)
-        return eager(*args[:-1])
+        return _without_autocast(eager, args[:-1])
 
     _library.impl(op, selected, "CompositeExplicitAutograd")
     _library.impl(f"{op}_reference", handed_over, "CompositeExplicitAutograd")
+
+
+def _without_autocast(run: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
+    """What was to be cast has been; in a backward under autocast PyTorch would cast what references compute."""
+    with torch.autocast(args[0].device.type, enabled=False):
+        return run(*args)
 
 
 def register_autocast(op: str, cast: Callable[..., tuple[Any, ...]]) -> None:
@@ -77,7 +85,10 @@ def cast_convolution(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor
 
 
 def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """TypeError or ValueError where the tensors of a convolution do not fit together in dtype, device or bias size."""
+    """Complains where the tensors of a convolution do not fit together in dtype, device or bias size.
+
+    TypeError or ValueError; RuntimeError where one carries a forward-mode tangent, which PyTorch would drop silently.
+    """
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -86,8 +97,13 @@ def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if not one_dtype and not torch.is_autocast_enabled(x.device.type):
         got = f"{x.dtype}, {weight.dtype}" + ("" if bias is None else f", {bias.dtype}")
         raise TypeError(f"x, weight and bias must have one dtype outside autocast, got {got}")
-    if x.device != weight.device or (bias is not None and bias.device != x.device):
-        raise ValueError(f"weight and bias must be on the device of x ({x.device}), got weight on {weight.device}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on the device of x ({x.device}), got {tensor.device}")
+    if forward_ad._current_level >= 0:
+        for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise RuntimeError(f"{name} must not carry a tangent: the op has no forward-mode derivative")
 
 
 def memory_format_of(like: Tensor) -> torch.memory_format:
