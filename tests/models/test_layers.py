@@ -380,6 +380,23 @@ def test_shared_layers_run_twice_and_are_counted_once():
     assert [layer.receptive_field for layer in report.layers] == [(3,), (5,)]
 
 
+def test_a_layer_of_two_parents_is_watched_once():
+    conv = nn.Conv1d(2, 2, 3, padding=1)
+    report = vidgen.layer_report(nn.Sequential(nn.Sequential(conv), nn.Sequential(conv)), (2, 10))
+    assert [layer.macs for layer in report.layers] == [120, 120]
+
+
+def test_the_convolutions_share_goes_by_what_a_layer_is():
+    class Standardised(nn.Conv1d):
+        pass
+
+    class ConvHead(nn.Linear):
+        pass
+
+    report = vidgen.layer_report(nn.Sequential(Standardised(2, 2, 3, padding=1), ConvHead(10, 4)), (2, 10))
+    assert (report.conv_macs, report.macs) == (120, 200)
+
+
 def test_ceil_mode_and_uneven_pools_of_the_fused_layer():
     layer = ConvPool3d(2, 4, (3, 1, 3), pool=(2, 1, 3), ceil_mode=True)
     report = vidgen.layer_report(layer, (2, 5, 6, 7))
@@ -446,6 +463,7 @@ def test_three_forms_of_one_table():
         "receptive_field": [1, 14, 14],
         "parameters": 24 * 12 * 9 + 24,
         "macs": 20 * 16 * 16 * 24 * 12 * 9,
+        "convolves": True,
         "flops": 2 * 20 * 16 * 16 * 24 * 12 * 9,
     }
     assert found["macs"] == sum(layer["macs"] for layer in found["layers"]) == report.macs

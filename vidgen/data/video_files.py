@@ -10,6 +10,7 @@ carried out. Which frames make a clip is ``vidgen.data.clips``' matter:
 
 import contextlib
 import io
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -156,9 +157,14 @@ def _check_writing(
             raise ValueError(f"fps: expected a number in (0, {_TICKS_PER_SECOND}], got {fps}")
         return [round(Fraction(k * _TICKS_PER_SECOND) / Fraction(fps)) for k in range(len(pictures))]
     assert timestamps is not None
+    if not all(math.isfinite(second) for second in timestamps):
+        raise ValueError(f"timestamps: expected finite seconds, got {list(map(float, timestamps))}")
     ticks = [round(float(second) * _TICKS_PER_SECOND) for second in timestamps]
-    if len(ticks) != len(pictures) or any(after <= before for before, after in pairwise(ticks)):
-        raise ValueError(f"timestamps: expected {len(pictures)} rising times, got {list(map(float, timestamps))}")
+    rising = all(before < after for before, after in pairwise(ticks)) and ticks[0] >= 0
+    if len(ticks) != len(pictures) or not rising:
+        raise ValueError(
+            f"timestamps: expected {len(pictures)} rising times from 0 on, got {list(map(float, timestamps))}"
+        )
     return ticks
 
 
@@ -171,7 +177,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
     if Path(path).stat().st_size == 0:
         raise ValueError(f"path: {path} is empty")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ValueError(f"path: {path} has no video stream")
             yield container, container.streams.video[0]

@@ -63,6 +63,7 @@ class Layer:
         receptive_field: along each of the input's axes after the channels, (T, H, W) for clips; None if unknown.
         parameters: weights and biases; those used before count at their first use.
         macs: multiply-accumulates for one example; None if the layer's kind is not known.
+        convolves: whether those are a convolution's.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Layer:
     receptive_field: tuple[int, ...] | None
     parameters: int
     macs: int | None
+    convolves: bool = False
 
     @property
     def flops(self) -> int | None:
@@ -103,7 +105,7 @@ class LayerReport:
     @property
     def conv_macs(self) -> int:
         """The convolutions' share of them."""
-        return sum(layer.macs or 0 for layer in self.layers if "Conv" in layer.kind)
+        return sum(layer.macs or 0 for layer in self.layers if layer.convolves)
 
     @property
     def flops(self) -> int:
@@ -237,6 +239,8 @@ class _Run:
         children = [(f"{name}.{key}".lstrip("."), child) for key, child in module.named_children()]
         if children and not isinstance(module, _FOLLOWED):
             return [handle for key, child in children for handle in self.watch(child, key)]
+        if module in self._parameters:  # it stands in several places, and is watched in the first
+            return []
         self._parameters[module] = [(id(p), p.numel()) for p in module.parameters()]
         label = name or type(module).__name__
 
@@ -300,7 +304,8 @@ class _Run:
         seen = None
         if field is not None:
             seen = tuple(min(f, s) for f, s in zip(field.along(len(self.axes)), self.axes, strict=True))
-        self.layers.append(Layer(name, kind, _size(shape, field), seen, sum(own.values()), macs))
+        convolves = isinstance(layer, _CONVS) and bool(macs)
+        self.layers.append(Layer(name, kind, _size(shape, field), seen, sum(own.values()), macs, convolves))
 
 
 def _size(shape: Sequence[int], field: Field | None) -> tuple[int, ...]:

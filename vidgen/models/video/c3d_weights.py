@@ -11,7 +11,6 @@ The last is also known without ``backbone.``, as the weights of such a backbone 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,9 +75,10 @@ def _read_file(path: Path) -> Any:
             raise ValueError(f"source: {path} is not a safetensors file: {error}") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"source: torch.load(weights_only=True) cannot read {path}: {reason}") from None
+    except Exception as error:  # what a file that is no checkpoint raises depends on its first bytes
+        raise ValueError(
+            f"source: {path} is not a file of tensors that torch.load(weights_only=True) reads ({type(error).__name__})"
+        ) from None
 
 
 def translated(
