@@ -81,6 +81,7 @@ class Contender:
     bytes_moved: float = 0.0  # compulsory traffic: every input read once, every output written once
     absolute_limit: float = math.inf  # on the relative rms error
     relative_limit: float = math.inf  # as a multiple of the error of `against`
+    own_limits: Mapping[str, float] = field(default_factory=dict)  # output -> absolute limit, in place of both
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +127,8 @@ def verdict(contender: Contender, own: Mapping[str, Any], baseline: Mapping[str,
         rms = error["relative_rms"]
         if not math.isfinite(rms):
             return f"wrong answer: {name} is missing, misshapen or not finite"
-        limit, why = contender.absolute_limit, "the absolute limit"
-        if math.isfinite(contender.relative_limit):
+        limit, why = contender.own_limits.get(name, contender.absolute_limit), "the absolute limit"
+        if math.isfinite(contender.relative_limit) and name not in contender.own_limits:
             if baseline is None:
                 return f"not checked: its baseline {contender.against!r} gave no answer to compare errors with"
             # below the rounding of a single operation the baseline's error is luck, not accuracy

@@ -217,9 +217,13 @@ def test_a_training_step_of_everybody_is_right() -> None:
 def test_gradients_are_held_to_the_usual_limits_where_nothing_jumps() -> None:
     smooth = Problem("one", (1, 4, 3, 5, 6), (Layer(3, activation="identity"),))
     ours = bench._cpu_backward_case(smooth, wrt_x=True).contender("vidgen NDHWC, packing")
-    assert (ours.absolute_limit, ours.relative_limit) == (5e-6, 16.0)
+    assert (ours.absolute_limit, ours.relative_limit, ours.own_limits) == (5e-6, 16.0, {})
+    # where a gradient jumps it has a limit of its own, and the output keeps the usual one
     ours = bench._cpu_backward_case(SMALL_C3D, wrt_x=False).contender("vidgen NDHWC, packing")
-    assert ours.absolute_limit == 1e-2
+    right = {name: {"relative_rms": 1e-6} for name in ("y", "grad_weight_0")}
+    assert verdict(ours, right | {"grad_weight_0": {"relative_rms": 5e-3}}, right) is None
+    assert "grad_weight_0 is off" in str(verdict(ours, right | {"grad_weight_0": {"relative_rms": 2e-2}}, right))
+    assert "y is off" in str(verdict(ours, right | {"y": {"relative_rms": 1e-5}}, right))
 
 
 @pytest.mark.parametrize("broken", ["pool", "activation", "ceil_mode"])
