@@ -4,7 +4,8 @@ A document publishes figures in two ways, and nothing else may say "2.6×":
 
 - a table between `<!-- benchmark: results/masked_conv2d-cpu.json -->` and `<!-- /benchmark -->`, written by
   `python -m vidgen.benchmarks.published README.md` and equal to `table` of that file; where there are many contenders,
-  `<!-- benchmark: results/masked_conv2d-cpu.json | CONTENDER | CONTENDER -->` names those that get a column, in this order;
+  `<!-- benchmark: results/masked_conv2d-cpu.json | CONTENDER | CONTENDER -->` names those that get a column, in this
+  order;
 - a ratio in a sentence, followed by its source:
   `2.61×<!-- results/masked_conv2d-cpu.json | CASE | CONTENDER | BASELINE -->`.
 

@@ -2,7 +2,7 @@
 
     pytest benchmarks --benchmark-only --benchmark-autosave
     pytest benchmarks --benchmark-only --benchmark-compare
-    pytest benchmarks --benchmark-only --from-results benchmarks/results/masked_conv2d-cpu.json --benchmark-save=published
+    pytest benchmarks --benchmark-only --from-results benchmarks/results/FILE.json --benchmark-save=published
 
 One test per contender; the first of a case measures them all by turns. pytest-benchmark times one function after
 another, so it is given a timer that replays the samples, and a function that does nothing.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from vidgen.benchmarks import bench_conv3d_pool3d as bench
 from vidgen.benchmarks.conv3d_problems import C3D_LAYERS, FULL, SMALL_C3D, TOY, Layer, Problem, c3d, net, trunk
-from vidgen.benchmarks.harness import Case, measure
+from vidgen.benchmarks.harness import Case, measure, verdict
 from vidgen.benchmarks.peers import openvino_peer, ort
 from vidgen.benchmarks.suite import using_threads
 
