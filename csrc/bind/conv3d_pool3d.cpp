@@ -169,7 +169,10 @@ void convolve(const Conv3dPool3d& p, const Tensor& x, const Tensor& weight, cons
   const Tensor weights = packed.has_value() ? *packed : pack_form(p, form, weight);
   const Tensor read = form == Conv3dForm::direct ? x : with_adjacent_channels(x);
   const int64_t written[] = {out.size(2), out.size(3), out.size(4)};
-  const Tensor result = channels_adjacent(out) ? out : empty_clip(out.size(0), out.size(1), written, out, true);
+  // the direct form also writes planes of columns, where it stores its sums as they are
+  const bool as_it_is = channels_adjacent(out) || (form == Conv3dForm::direct && !p.pools() && grad == nullptr &&
+                                                   p.dtype != Dtype::bf16 && out.stride(4) == 1);
+  const Tensor result = as_it_is ? out : empty_clip(out.size(0), out.size(1), written, out, true);
   const Tensor routed = grad == nullptr ? Tensor() : with_adjacent_channels(*grad);
   const ClipView gradient = grad == nullptr ? ClipView{} : readable(routed);
   const Conv3dTarget target{writable(result), grad == nullptr ? nullptr : &gradient};
@@ -195,7 +198,7 @@ void convolve(const Conv3dPool3d& p, const Tensor& x, const Tensor& weight, cons
     const int64_t planes = (p.out_size[0] + p.pool[0] - 1) / p.pool[0];
     parallel_tasks(x.size(0) * planes, 0, [&](int64_t task, void*) { kernels().finish(p, convolved, target, task); });
   }
-  if (!channels_adjacent(out)) convert(result, out);
+  if (!as_it_is) convert(result, out);
 }
 
 // Checks x, weight and bias of a forward; returns the problem and the bias, dense.

@@ -5,8 +5,9 @@
 // problem alone. The schedule also knows batch and threads, but says only which outputs a task computes: how an output
 // is added up never depends on it, so neither do its bits.
 //
-// Kernels read clips of any strides in the direct form and write channels next to each other (NDHWC); Winograd forms
-// also read channels next to each other. `convert` brings other layouts in and out.
+// Kernels write channels next to each other (NDHWC), and Winograd forms read them so. The direct form reads clips of
+// any strides, and where nothing is pooled and sums have the clip's type writes columns next to each other (NCDHW) as
+// well. `convert` brings other layouts in and out.
 #pragma once
 
 #include "cpu/views.h"

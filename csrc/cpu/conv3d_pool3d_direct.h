@@ -142,6 +142,29 @@ Conv3dSchedule schedule_conv3d_direct(const Conv3dPool3d& p, int64_t batch, int6
   return s;
 }
 
+// A panel of unpooled sums to a clip whose channels lie apart and whose columns are next to each other: bias and
+// activation are applied in place, then rows are transposed on their way out.
+template <class E>
+void store_transposed(const Conv3dPool3d& p, Acc<E>* sums, const E* bias, int64_t first_channel, int vectors,
+                      const int64_t (&first)[3], const int64_t (&size)[3], const ClipView& out, int64_t n) {
+  if constexpr (sizeof(E) == sizeof(Acc<E>)) {
+    int64_t width = vectors * kLanes<E>, row = size[2] * width;
+    int64_t channels = smaller(width, p.out_channels - first_channel);
+    const Conv3dTarget in_place{{sums, 0, 1, {size[1] * row, row, width}}, nullptr};
+    for (int64_t c = 0; c < channels; c += kLanes<E>) {
+      Box<E> box{sums + c, {size[1] * row, row, width}, {0, 0, 0}, {size[0], size[1], size[2]}};
+      const E* add = bias == nullptr ? nullptr : bias + first_channel;
+      finish_box<E, E>(p, box, add, {c, smaller(kLanes<E>, channels - c)}, in_place, 0);
+    }
+    for (int64_t d = 0; d < size[0]; ++d) {
+      for (int64_t h = 0; h < size[1]; ++h) {
+        E* to = element_at<E>(out, n, first[0] + d, first[1] + h, first[2], first_channel);
+        transposed_copy(sums + (d * size[1] + h) * row, width, to, out.channel_stride, size[2], channels);
+      }
+    }
+  }
+}
+
 template <class E>
 void run_conv3d_direct(const Conv3dPool3d& p, const Conv3dSchedule& s, const ClipView& x, const void* packed,
                        const void* bias, const Conv3dTarget& target, int64_t task, void* scratch) {
@@ -180,8 +203,14 @@ void run_conv3d_direct(const Conv3dPool3d& p, const Conv3dSchedule& s, const Cli
       multiply(map, size[1] * size[2], work.run + begin * p.kernel[1], (end - begin) * p.kernel[1],
                weights.panel(packed, panel) + skipped, vectors, work.sums + d * size[1] * row, width, kConvChunk, none);
     }
+    int64_t first_channel = panels.first(panel);
+    if (target.out.channel_stride != 1) {
+      store_transposed<E>(p, work.sums, static_cast<const E*>(bias), first_channel, vectors, first, size, target.out,
+                          n);
+      continue;
+    }
     for (int j = 0; j < vectors; ++j) {
-      int64_t channel = panels.first(panel) + j * kLanes<S>;
+      int64_t channel = first_channel + j * kLanes<S>;
       Box<Acc<S>> box{work.sums + j * kLanes<S>,
                       {size[1] * row, row, width},
                       {first[0], first[1], first[2]},
