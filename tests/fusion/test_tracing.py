@@ -276,6 +276,46 @@ def test_one_module_in_two_places():
         assert_same(fused(x), other(x), 1e-5)
 
 
+def doubled(kind):
+    class Doubled(kind):
+        def __call__(self, x):
+            return super().__call__(x) * 2
+
+    return Doubled
+
+
+class Switch(nn.Module):
+    def forward(self, x):
+        return x if x.mean() > 100 else -x
+
+
+@pytest.mark.parametrize(
+    ("layer", "fused"),
+    [
+        (doubled(nn.Conv3d)(4, 4, 1), ["0.0", "1"]),
+        (doubled(nn.ReLU)(), ["0.0"]),
+        (doubled(nn.Linear)(9, 9), ["0.0"]),
+        # these are no layers: one is traced through its __call__, the other is not traced at all
+        (doubled(nn.Sequential)(nn.Conv3d(4, 4, 1), nn.ReLU()), ["0.0", "1.0"]),
+        (doubled(Switch)(), ["0.0"]),
+    ],
+    ids=["conv", "relu", "linear", "sequential", "untraceable"],
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_call_of_its_own_is_done_once(layer, fused, deep):
+    model = nn.Sequential(nn.Sequential(nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4)), layer).eval()
+    randomise_norms(model)
+    if deep:
+        model = nn.Sequential(nn.Conv3d(4, 4, 1), model, nn.Conv3d(4, 4, 1)).eval()
+        fused = ["0", *(f"1.{name}" for name in fused), "2"]
+    got = vidgen.fuse(model)
+    assert_same(got(clip()), model(clip()), 1e-5)
+    report = vidgen.fusion_report(got)
+    assert sorted(chain.name for chain in report.fused) == fused
+    if not isinstance(layer, nn.Sequential):
+        assert report.untraced["1" if deep else ""] == "1 (Doubled) has a __call__ of its own"
+
+
 def test_a_scripted_part_is_left():
     model = nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv3d(4, 4, 1)).eval()), nn.Conv3d(4, 4, 1)).eval()
     fused = vidgen.fuse(model)

@@ -73,6 +73,11 @@ def is_layer(module: nn.Module) -> bool:
     return of_torch and not isinstance(module, nn.Sequential)
 
 
+def _wraps_its_calls(module: nn.Module) -> bool:
+    """Whether the module's class has a `__call__` of its own around that of torch.nn.Module."""
+    return next(kind for kind in type(module).__mro__ if "__call__" in vars(kind)) is not nn.Module
+
+
 class _Value(Proxy):
     """A stand-in that tells when it is asked what it cannot know, and writes assignments down."""
 
@@ -122,6 +127,10 @@ class _Tracer(Tracer):
     ) -> Any:
         if not is_layer(module) and module not in self.opaque and (why := hooks_of(module)):
             raise UntraceableError(module, why)
+        if self.is_leaf_module(module, "") and _wraps_its_calls(module):
+            # what this __call__ does would be in the graph, and done again by the graph's call of the module
+            name = f"{self.path_of_module(module)} ({type(module).__name__})"
+            raise TraceError(f"{name} has a __call__ of its own")
         try:
             result = super().call_module(module, forward, args, kwargs)
         except UntraceableError:
