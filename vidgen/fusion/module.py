@@ -34,7 +34,7 @@ class Pack:
 
     norm: paths of mean, variance, weight and bias. mask: path of the mask whose rule the call relies on.
     rule: arguments of the packing op. buffers: names of folded weight, folded bias (None where nothing is folded) and
-    packed weight.
+    packed weight. made_of: dtype and device that the weight had when the buffers were made.
     """
 
     op: str
@@ -46,6 +46,7 @@ class Pack:
     rule: dict[str, Any]
     buffers: tuple[str | None, str | None, str]
     input_size: tuple[int, ...] | None = None
+    made_of: tuple[torch.dtype, torch.device] | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -81,7 +82,17 @@ class FusedForward(PackedWeights):
                 return super().forward(*args, **kwargs)
         if not self._masks_hold:
             return super().forward(*args, **kwargs)
+        self._drop_unfit()
         return self._graph_forward(self, *args)
+
+    def _drop_unfit(self) -> None:
+        """Drops what was made of weights of another dtype or device: a part of the module may be moved on its own."""
+        for pack in self._packs:
+            weight = tensor_at(self, pack.weight)
+            if pack.made_of is not None and pack.made_of != (weight.dtype, weight.device):
+                for name in pack.kept:
+                    setattr(self, name, None)
+                pack.made_of = None
 
     def prepack_(self) -> None:
         self._drop_packed()
@@ -91,6 +102,7 @@ class FusedForward(PackedWeights):
 
     def _prepack_one(self, pack: Pack) -> None:
         weight = tensor_at(self, pack.weight).detach()
+        pack.made_of = weight.dtype, weight.device
         folded_name, bias_name, packed_name = pack.buffers
         if pack.op == "masked_conv2d":
             if reads_packed(pack.op, weight):
