@@ -11,6 +11,7 @@ from torch import nn
 
 import vidgen
 from tests.fusion.networks import assert_same, build, randomise_norms
+from vidgen.nn.prepack import PackedWeights
 from vidgen.ops.backends import TABLE, Backend
 from vidgen.ops.masked_conv2d import keep_mask
 
@@ -77,6 +78,34 @@ def test_loading_refreshes_what_is_packed(packing, dims):
             assert_same(fused(x), other(x), 1e-5)
         nn.ModuleList([fused]).load_state_dict(nn.ModuleList([model]).state_dict())
         assert_same(fused(x), model(x), 1e-5)
+
+
+class Parts(nn.Module):
+    """Two convolutions and a normalisation; apart, each is a fused module of its own."""
+
+    def __init__(self, apart):
+        super().__init__()
+        self.a, self.b, self.apart = nn.Conv3d(4, 4, 1), nn.Sequential(nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4)), apart
+        randomise_norms(self)
+
+    def forward(self, x):
+        return self.b(self.a(x)) if not self.apart or x.mean() < 100 else x
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_loading_refreshes_what_is_tied(packing, apart):
+    model, x = Parts(apart).eval(), torch.randn(2, 4, 3, 5, 5)
+    model.b[0].weight = model.a.weight
+    fused, other = vidgen.fuse(model), nn.Conv3d(4, 4, 1)
+    assert fused.b[0].weight is fused.a.weight
+    assert isinstance(fused, PackedWeights) is not apart
+    clone = copy.deepcopy(fused)
+    with torch.no_grad():
+        before = model(x)
+        for net in (fused, model):
+            net.a.load_state_dict(other.state_dict())
+        assert_same(fused(x), model(x), 1e-5)
+        assert_same(clone(x), before, 1e-5)
 
 
 def test_copies_do_not_share(packing):

@@ -132,15 +132,28 @@ class FusedForward(PackedWeights):
             if pack.mask is not None
         )
 
+    def _watch(self, network: nn.Module) -> None:
+        """Has `_loaded` called by every module of `network` that holds a tensor that is packed here: some are tied."""
+        packed = {id(tensor_at(self, path)) for pack in self._packs for path in pack.paths}
+        for module in network.modules():
+            if not packed.isdisjoint(_held(module)):
+                module.register_load_state_dict_post_hook(self._loaded)
+
     def _loaded(self, owner: nn.Module, _incompatible_keys: Any) -> None:
         """Called when a module whose tensors are packed here has loaded a state dict."""
         self._check_masks()
+        held = _held(owner)
         with torch.no_grad():
             for pack in self._packs:
-                owners = [self.get_submodule(path.rpartition(".")[0]) for path in pack.paths]
                 kept = any(getattr(self, name) is not None for name in pack.kept)
-                if kept and any(one is owner for one in owners):
+                if kept and any(id(tensor_at(self, path)) in held for path in pack.paths):
                     self._prepack_one(pack)
+
+
+def _held(module: nn.Module) -> set[int]:
+    """The identities of a module's own parameters and buffers."""
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return {id(tensor) for tensor in tensors if tensor is not None}
 
 
 def _get(graph: Graph, path: str | None) -> Node | None:
@@ -222,7 +235,6 @@ class Rewriter:
         # torch.export counts a module's buffers as if none were None: those that may be (packed weights, in a dtype
         # that no kernel packs) come last
         names = tuple(sorted((name for pack in packs for name in pack.kept), key=lambda name: name.endswith("packed")))
-        owners = {root.get_submodule(path.rpartition(".")[0]) for pack in packs for path in pack.paths}
         # torch.export asks forward for the names of its arguments
         body = FusedForward.forward
         forward = FunctionType(body.__code__, body.__globals__, "forward", body.__defaults__, body.__closure__)
@@ -239,6 +251,3 @@ class Rewriter:
         )
         for name in names:
             root.register_buffer(name, None, persistent=False)
-        assert isinstance(root, FusedForward)
-        for owner in owners:
-            owner.register_load_state_dict_post_hook(root._loaded)

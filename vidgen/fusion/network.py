@@ -193,6 +193,9 @@ def fuse(
     network = _Network(algorithm, impl)
     network.walk(fused, "")
     network.name_the_rest(fused)
+    for part in fused.modules():
+        if isinstance(part, FusedForward):
+            part._watch(fused)
     vars(fused)[ATTRIBUTE] = network.report
     _prepack(fused)
     if example_input is not None:
