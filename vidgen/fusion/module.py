@@ -150,6 +150,17 @@ class FusedForward(PackedWeights):
                     self._prepack_one(pack)
 
 
+#: what fusing adds to a module; the buffers of packs come on top
+_ADDED = {name for kind in (FusedForward, PackedWeights) for name in (*vars(kind), *kind.__annotations__)}
+_ADDED -= set(dir(nn.Module))
+_BUFFER = "_fused_"
+
+
+def taken_name(module: nn.Module) -> str | None:
+    """An attribute or method of the module, if there is one, whose name a fused module needs for its own."""
+    return next((name for name in dir(module) if name in _ADDED or name.startswith(_BUFFER)), None)
+
+
 def _held(module: nn.Module) -> set[int]:
     """The identities of a module's own parameters and buffers."""
     tensors = (*module._parameters.values(), *module._buffers.values())
@@ -184,8 +195,8 @@ class Rewriter:
     def _pack(self, op: str, rule: dict[str, Any], **tensors: Any) -> Pack:
         """The pack of these tensors, which calls of one convolution share."""
         key, index = repr((op, rule, tensors)), len(self.packs)
-        folded = (f"_fused_{index}_weight", f"_fused_{index}_bias") if tensors["norm"] else (None, None)
-        names = (*folded, f"_fused_{index}_packed")
+        folded = (f"{_BUFFER}{index}_weight", f"{_BUFFER}{index}_bias") if tensors["norm"] else (None, None)
+        names = (*folded, f"{_BUFFER}{index}_packed")
         return self.packs.setdefault(key, Pack(op=op, rule=rule, buffers=names, **tensors))
 
     def chain(self, chain: Chain) -> Pack:

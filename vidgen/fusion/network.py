@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidgen.fusion.masks import masked_conv_of
 from vidgen.fusion.matching import chain_of, conv_of, module_of, tensor_at
-from vidgen.fusion.module import FusedForward, Pack, Rewriter
+from vidgen.fusion.module import FusedForward, Pack, Rewriter, taken_name
 from vidgen.fusion.report import ATTRIBUTE, FusedChain, FusionReport
 from vidgen.fusion.tracing import Trace, UntraceableError, hooks_of, is_layer, trace
 from vidgen.nn.prepack import Packable, PackedWeights
@@ -47,6 +47,8 @@ class _Network:
             self.report.left[path] = why
             return
         try:
+            if taken := taken_name(module):
+                raise UntraceableError(module, f"it has an attribute {taken!r}, a name that fusing needs")
             found = trace(module)
         except UntraceableError as error:
             # of a list or a dict of modules nobody expects a forward
