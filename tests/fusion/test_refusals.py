@@ -83,6 +83,7 @@ def with_hook(layer, register):
         ([nn.MaxPool3d(2), nn.BatchNorm3d(4)], ["MaxPool3d"], "comes after"),
         ([nn.ReLU(), nn.BatchNorm3d(4)], ["ReLU"], "comes after"),
         ([nn.BatchNorm3d(4), nn.BatchNorm3d(4)], ["BatchNorm3d"], "comes after"),
+        ([nn.BatchNorm3d(4, eps=0), nn.ReLU()], ["BatchNorm3d", "ReLU"], "returned"),
         ([nn.BatchNorm3d(4, affine=False), nn.ReLU()], ["BatchNorm3d", "ReLU"], "returned"),
         ([nn.BatchNorm3d(4, track_running_stats=False), nn.ReLU()], [], "statistics of the batch"),
         ([nn.BatchNorm3d(4), nn.ReLU(), nn.ReLU()], ["BatchNorm3d", "ReLU"], "second"),

@@ -462,6 +462,8 @@ def test_messages():
         vidgen.fusion_report(block())
     with pytest.raises(ValueError, match="algorithm must be 'auto' or 'direct', got 'fast'"):
         vidgen.fuse(block(), algorithm="fast")
+    with pytest.raises(ValueError, match=r"impl must be one of \['cpu', .*\] or None, got 'nope'"):
+        vidgen.fuse(block(), impl="nope")
     with pytest.raises(ValueError, match="not fused yet"):
         vidgen.fuse(vidgen.fuse(block()))
 
