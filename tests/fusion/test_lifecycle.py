@@ -6,11 +6,14 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import vidgen
 from tests.fusion.networks import assert_same, build, randomise_norms
+from vidgen.nn.prepack import PackedWeights
 from vidgen.ops.backends import TABLE, Backend
+from vidgen.ops.masked_conv2d import keep_mask
 
 
 def model_and_input(seed=0, dims=3):
@@ -77,6 +80,34 @@ def test_loading_refreshes_what_is_packed(packing, dims):
         assert_same(fused(x), model(x), 1e-5)
 
 
+class Parts(nn.Module):
+    """Two convolutions and a normalisation; apart, each is a fused module of its own."""
+
+    def __init__(self, apart):
+        super().__init__()
+        self.a, self.b, self.apart = nn.Conv3d(4, 4, 1), nn.Sequential(nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4)), apart
+        randomise_norms(self)
+
+    def forward(self, x):
+        return self.b(self.a(x)) if not self.apart or x.mean() < 100 else x
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_loading_refreshes_what_is_tied(packing, apart):
+    model, x = Parts(apart).eval(), torch.randn(2, 4, 3, 5, 5)
+    model.b[0].weight = model.a.weight
+    fused, other = vidgen.fuse(model), nn.Conv3d(4, 4, 1)
+    assert fused.b[0].weight is fused.a.weight
+    assert isinstance(fused, PackedWeights) is not apart
+    clone = copy.deepcopy(fused)
+    with torch.no_grad():
+        before = model(x)
+        for net in (fused, model):
+            net.a.load_state_dict(other.state_dict())
+        assert_same(fused(x), model(x), 1e-5)
+        assert_same(clone(x), before, 1e-5)
+
+
 def test_copies_do_not_share(packing):
     (model, x), (other, _) = model_and_input(0), model_and_input(1)
     fused = vidgen.fuse(model, x)
@@ -115,6 +146,41 @@ def test_moving_repacks(packing):
         assert_same(fused(x), model.float()(x), 1e-5)
         fused[0].double()
         assert_same(fused.double()(x.double()), model.double()(x.double()), 1e-12)
+
+
+class Masked(nn.Module):
+    """Two convolutions of images of which one has a mask, in a part of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = nn.Module()
+        self.part.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.part.register_buffer("mask", keep_mask((4, 4, 3, 3), "B", 1, "interleaved").float())
+
+    def forward(self, x):
+        conv = self.part.conv
+        return F.conv2d(x, conv.weight * self.part.mask, conv.bias, padding=1).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "size"),
+    [
+        (nn.Sequential(nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()), nn.Flatten()), "0", (2, 3, 6, 10, 10)),
+        (nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Flatten()), "0", (2, 3, 10, 10)),
+        (Masked(), "part", (2, 4, 10, 10)),
+    ],
+    ids=["conv", "norm", "masked"],
+)
+def test_moving_a_part_drops_what_is_packed(model, part, size):
+    fused, x = vidgen.fuse(model.eval()), torch.randn(size)
+    assert len(vidgen.fusion_report(fused).fused) == 1
+    with torch.no_grad():
+        # the first is a dtype that a kernel packs, the second one that none does
+        for dtype, tolerance in ((torch.bfloat16, 2e-2), (torch.float64, 1e-12), (torch.float32, 1e-5)):
+            for net in (fused, model):
+                net.get_submodule(part).to(dtype)
+            assert_same(fused(x.to(dtype)), model(x.to(dtype)), tolerance)
+            assert_same(vidgen.prepack(fused)(x.to(dtype)), model(x.to(dtype)), tolerance)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

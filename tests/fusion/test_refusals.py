@@ -83,6 +83,7 @@ def with_hook(layer, register):
         ([nn.MaxPool3d(2), nn.BatchNorm3d(4)], ["MaxPool3d"], "comes after"),
         ([nn.ReLU(), nn.BatchNorm3d(4)], ["ReLU"], "comes after"),
         ([nn.BatchNorm3d(4), nn.BatchNorm3d(4)], ["BatchNorm3d"], "comes after"),
+        ([nn.BatchNorm3d(4, eps=0), nn.ReLU()], ["BatchNorm3d", "ReLU"], "returned"),
         ([nn.BatchNorm3d(4, affine=False), nn.ReLU()], ["BatchNorm3d", "ReLU"], "returned"),
         ([nn.BatchNorm3d(4, track_running_stats=False), nn.ReLU()], [], "statistics of the batch"),
         ([nn.BatchNorm3d(4), nn.ReLU(), nn.ReLU()], ["BatchNorm3d", "ReLU"], "second"),
@@ -324,3 +325,35 @@ def test_nan_and_infinity_come_through():
     model = nn.Sequential(conv(), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2)).double().eval()
     randomise_norms(model)
     assert_same(vidgen.fuse(model)(x), model(x), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_fused_0_packed", "_inputs", "_packs", "_modes", "_packed_names", "_masks_hold", "_graph_forward",
+     "_drop_packed"],
+)  # fmt: skip
+def test_attributes_of_the_user_keep_their_names(name):
+    class Named(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * getattr(self, name, 1.0)
+
+    model = Named(nn.Sequential(conv(), nn.ReLU()))
+    model.register_buffer(name, torch.full((), 3.0))
+    # inside another module's graph nothing is added to it
+    for around in (model, nn.Sequential(model)):
+        report = check(around, clip())
+        assert [len(chain.layers) for chain in report.fused] == [2]
+        assert list(report.untraced) == ([""] if around is model else [])
+        assert all(f"an attribute {name!r}" in why for why in report.untraced.values())
+        assert name in vidgen.fuse(model).state_dict()
+
+
+def test_methods_of_the_user_keep_their_names():
+    class Loading(nn.Sequential):
+        def _loaded(self):
+            return 7
+
+    fused = vidgen.fuse(Loading(nn.Sequential(conv(), nn.ReLU())))
+    assert fused._loaded() == 7
+    assert "'_loaded'" in vidgen.fusion_report(fused).untraced[""]
+    assert len(vidgen.fusion_report(fused).fused) == 1

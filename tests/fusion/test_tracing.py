@@ -1,10 +1,12 @@
 """Forwards that torch.fx would write down wrongly, and forwards that it cannot write down at all."""
 
+# ruff: noqa: NPY002 - numpy's shared generator is one of those that are watched
 from __future__ import annotations
 
 import random
 from collections import OrderedDict, namedtuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,6 +96,72 @@ def makes_a_tensor(net, x):
     return net.block(x + torch.arange(4.0).view(4, 1, 1, 1))
 
 
+def asks_whether_it_is_a_tensor(net, x):
+    return net.conv(net.block(x) if torch.is_tensor(x) else x[0])
+
+
+def asks_for_the_type_of_a_size(net, x):
+    return net.conv(net.block(x)) * (2 if isinstance(x.shape, tuple) else 1)
+
+
+def draws_from_numpy(net, x):
+    return net.block(x) if np.random.rand() < 0.5 else net.conv(x)
+
+
+def catching(ask):
+    """A forward that answers what a stand-in refuses to."""
+
+    def rule(net, x):
+        try:
+            answer = ask(net, x)
+        except Exception:
+            answer = 7
+        return net.conv(net.block(x)) * answer
+
+    rule.__name__ = f"catches_{ask.__name__}"
+    return rule
+
+
+@catching
+def an_int(_net, x):
+    return int(x.shape[2])
+
+
+@catching
+def a_float(_net, x):
+    return float(x.ndim)
+
+
+@catching
+def a_range(_net, x):
+    return sum(1 for _ in range(x.shape[2]))
+
+
+@catching
+def a_length(_net, x):
+    return len(x)
+
+
+@catching
+def an_array(_net, x):
+    return int(np.asarray(x.shape).sum())
+
+
+@catching
+def a_decision(_net, x):
+    return 2 if x.shape[2] == 3 else 3
+
+
+@catching
+def a_type(_net, x):
+    return 2 if isinstance(x, torch.Tensor) else 3
+
+
+@catching
+def a_loop(_net, x):
+    return sum(1 for _ in x)
+
+
 def loops_over_frames(net, x):
     return torch.stack([net.block(x[:, :, t : t + 1]) for t in range(x.shape[2])])
 
@@ -102,7 +170,9 @@ def loops_over_frames(net, x):
 UNTRACED = [
     depends_on_values, counts_its_calls, keeps_its_features, appends_to_a_list, asks_for_the_type,
     asks_for_the_type_later, draws_noise, draws_a_path, autocasts_inside, switches_gradients_off,
-    returns_an_ordered_dict, makes_a_tensor, loops_over_frames,
+    returns_an_ordered_dict, makes_a_tensor, loops_over_frames, asks_whether_it_is_a_tensor,
+    asks_for_the_type_of_a_size, draws_from_numpy, an_int, a_float, a_range, a_length, an_array, a_decision, a_type,
+    a_loop,
 ]  # fmt: skip
 
 
@@ -112,10 +182,13 @@ def test_such_a_forward_stays_python_and_its_parts_are_fused(rule):
     state = dict(vars(model))
     torch.manual_seed(3)
     random.seed(3)
-    drawn = torch.get_rng_state(), random.getstate()
+    np.random.seed(3)
+    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]
     fused = vidgen.fuse(model)
     assert torch.equal(torch.get_rng_state(), drawn[0])
     assert random.getstate() == drawn[1]
+    assert np.array_equal(np.random.get_state()[1], drawn[2][0])
+    assert np.random.get_state()[2] == drawn[2][1]
     assert vars(model) == state
     assert (fused.calls, fused.seen, fused.last) == (0, [], None)
     report = vidgen.fusion_report(fused)
@@ -127,6 +200,7 @@ def test_such_a_forward_stays_python_and_its_parts_are_fused(rule):
         for net in (fused, model):
             torch.manual_seed(5)
             random.seed(5)
+            np.random.seed(5)
             outputs.append(net(x))
         assert type(outputs[0]) is type(outputs[1])
         assert_same(outputs[0], outputs[1], 1e-5)
@@ -252,6 +326,34 @@ def test_only_what_cannot_be_traced_stays_python():
     assert_same(fused(clip()), model(clip()), 1e-5)
 
 
+def test_what_goes_wrong_counts_where_it_went_wrong():
+    class Catching(nn.Module):
+        """Around a part whose own forward cannot be traced, nor that of its only part."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = Untraceable()
+
+        def forward(self, x):
+            try:
+                with torch.no_grad():
+                    return self.inner(x)
+            except Exception:
+                return x
+
+    model = nn.Sequential(block(), Catching(), nn.Conv3d(4, 4, 1)).eval()
+    randomise_norms(model)
+    fused = vidgen.fuse(model)
+    report = vidgen.fusion_report(fused)
+    assert report.untraced == {
+        "1": "it switches gradients or autocast on or off",
+        "1.inner": "its control flow depends on the values of tensors",
+    }
+    assert {chain.name: len(chain.layers) for chain in report.fused} == {"0.0": 4, "1.inner.inner.0": 4, "2": 1}
+    for x in (clip(), clip() + 200):
+        assert_same(fused(x), model(x), 1e-5)
+
+
 def test_one_module_in_two_places():
     shared = block()
 
@@ -274,6 +376,46 @@ def test_one_module_in_two_places():
     fused.load_state_dict(other.state_dict())
     with torch.no_grad():
         assert_same(fused(x), other(x), 1e-5)
+
+
+def doubled(kind):
+    class Doubled(kind):
+        def __call__(self, x):
+            return super().__call__(x) * 2
+
+    return Doubled
+
+
+class Switch(nn.Module):
+    def forward(self, x):
+        return x if x.mean() > 100 else -x
+
+
+@pytest.mark.parametrize(
+    ("layer", "fused"),
+    [
+        (doubled(nn.Conv3d)(4, 4, 1), ["0.0", "1"]),
+        (doubled(nn.ReLU)(), ["0.0"]),
+        (doubled(nn.Linear)(9, 9), ["0.0"]),
+        # these are no layers: one is traced through its __call__, the other is not traced at all
+        (doubled(nn.Sequential)(nn.Conv3d(4, 4, 1), nn.ReLU()), ["0.0", "1.0"]),
+        (doubled(Switch)(), ["0.0"]),
+    ],
+    ids=["conv", "relu", "linear", "sequential", "untraceable"],
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_call_of_its_own_is_done_once(layer, fused, deep):
+    model = nn.Sequential(nn.Sequential(nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4)), layer).eval()
+    randomise_norms(model)
+    if deep:
+        model = nn.Sequential(nn.Conv3d(4, 4, 1), model, nn.Conv3d(4, 4, 1)).eval()
+        fused = ["0", *(f"1.{name}" for name in fused), "2"]
+    got = vidgen.fuse(model)
+    assert_same(got(clip()), model(clip()), 1e-5)
+    report = vidgen.fusion_report(got)
+    assert sorted(chain.name for chain in report.fused) == fused
+    if not isinstance(layer, nn.Sequential):
+        assert report.untraced["1" if deep else ""] == "1 (Doubled) has a __call__ of its own"
 
 
 def test_a_scripted_part_is_left():
@@ -320,6 +462,8 @@ def test_messages():
         vidgen.fusion_report(block())
     with pytest.raises(ValueError, match="algorithm must be 'auto' or 'direct', got 'fast'"):
         vidgen.fuse(block(), algorithm="fast")
+    with pytest.raises(ValueError, match=r"impl must be one of \['cpu', .*\] or None, got 'nope'"):
+        vidgen.fuse(block(), impl="nope")
     with pytest.raises(ValueError, match="not fused yet"):
         vidgen.fuse(vidgen.fuse(block()))
 

@@ -68,8 +68,6 @@ def fused_conv(
     kept_weight, kept_bias, packed = kept
     if norm is not None:
         sources = [t for t in (weight, bias, *norm) if t is not None]
-        if kept_weight is not None and (kept_weight.dtype, kept_weight.device) != (weight.dtype, weight.device):
-            kept_weight = packed = None
         # what is kept has no gradients
         if kept_weight is None or (torch.is_grad_enabled() and any(t.requires_grad for t in sources)):
             weight, bias = fold(weight, bias, norm, eps)

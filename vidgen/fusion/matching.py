@@ -261,12 +261,12 @@ def _add_norm(root: nn.Module, node: Node, chain: Chain) -> str | None:
         return f"{name} comes after {chain.added[-1][1]}"
     if training is not False or paths[0] is None or paths[1] is None:
         return f"{name} uses the statistics of the batch" + (" (train mode)" if training is True else "")
-    if not isinstance(eps, float):
+    if not isinstance(eps, (int, float)):
         return f"{name} has an eps that is computed"
     for path in filter(None, paths):
         if writer := next(_writers(root, node.graph, path), None):
             return f"forward does more with {path} than to normalise ({writer})"
-    chain.norm, chain.eps = (paths[0], paths[1], paths[2], paths[3]), eps
+    chain.norm, chain.eps = (paths[0], paths[1], paths[2], paths[3]), float(eps)
     chain.added.append((node, name))
     return None
 

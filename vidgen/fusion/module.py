@@ -34,7 +34,7 @@ class Pack:
 
     norm: paths of mean, variance, weight and bias. mask: path of the mask whose rule the call relies on.
     rule: arguments of the packing op. buffers: names of folded weight, folded bias (None where nothing is folded) and
-    packed weight.
+    packed weight. made_of: dtype and device that the weight had when the buffers were made.
     """
 
     op: str
@@ -46,6 +46,7 @@ class Pack:
     rule: dict[str, Any]
     buffers: tuple[str | None, str | None, str]
     input_size: tuple[int, ...] | None = None
+    made_of: tuple[torch.dtype, torch.device] | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -81,7 +82,17 @@ class FusedForward(PackedWeights):
                 return super().forward(*args, **kwargs)
         if not self._masks_hold:
             return super().forward(*args, **kwargs)
+        self._drop_unfit()
         return self._graph_forward(self, *args)
+
+    def _drop_unfit(self) -> None:
+        """Drops what was made of weights of another dtype or device: a part of the module may be moved on its own."""
+        for pack in self._packs:
+            weight = tensor_at(self, pack.weight)
+            if pack.made_of is not None and pack.made_of != (weight.dtype, weight.device):
+                for name in pack.kept:
+                    setattr(self, name, None)
+                pack.made_of = None
 
     def prepack_(self) -> None:
         self._drop_packed()
@@ -91,6 +102,7 @@ class FusedForward(PackedWeights):
 
     def _prepack_one(self, pack: Pack) -> None:
         weight = tensor_at(self, pack.weight).detach()
+        pack.made_of = weight.dtype, weight.device
         folded_name, bias_name, packed_name = pack.buffers
         if pack.op == "masked_conv2d":
             if reads_packed(pack.op, weight):
@@ -120,15 +132,39 @@ class FusedForward(PackedWeights):
             if pack.mask is not None
         )
 
+    def _watch(self, network: nn.Module) -> None:
+        """Has `_loaded` called by every module of `network` that holds a tensor that is packed here: some are tied."""
+        packed = {id(tensor_at(self, path)) for pack in self._packs for path in pack.paths}
+        for module in network.modules():
+            if not packed.isdisjoint(_held(module)):
+                module.register_load_state_dict_post_hook(self._loaded)
+
     def _loaded(self, owner: nn.Module, _incompatible_keys: Any) -> None:
         """Called when a module whose tensors are packed here has loaded a state dict."""
         self._check_masks()
+        held = _held(owner)
         with torch.no_grad():
             for pack in self._packs:
-                owners = [self.get_submodule(path.rpartition(".")[0]) for path in pack.paths]
                 kept = any(getattr(self, name) is not None for name in pack.kept)
-                if kept and any(one is owner for one in owners):
+                if kept and any(id(tensor_at(self, path)) in held for path in pack.paths):
                     self._prepack_one(pack)
+
+
+#: what fusing adds to a module; the buffers of packs come on top
+_ADDED = {name for kind in (FusedForward, PackedWeights) for name in (*vars(kind), *kind.__annotations__)}
+_ADDED -= set(dir(nn.Module))
+_BUFFER = "_fused_"
+
+
+def taken_name(module: nn.Module) -> str | None:
+    """An attribute or method of the module, if there is one, whose name a fused module needs for its own."""
+    return next((name for name in dir(module) if name in _ADDED or name.startswith(_BUFFER)), None)
+
+
+def _held(module: nn.Module) -> set[int]:
+    """The identities of a module's own parameters and buffers."""
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return {id(tensor) for tensor in tensors if tensor is not None}
 
 
 def _get(graph: Graph, path: str | None) -> Node | None:
@@ -159,8 +195,8 @@ class Rewriter:
     def _pack(self, op: str, rule: dict[str, Any], **tensors: Any) -> Pack:
         """The pack of these tensors, which calls of one convolution share."""
         key, index = repr((op, rule, tensors)), len(self.packs)
-        folded = (f"_fused_{index}_weight", f"_fused_{index}_bias") if tensors["norm"] else (None, None)
-        names = (*folded, f"_fused_{index}_packed")
+        folded = (f"{_BUFFER}{index}_weight", f"{_BUFFER}{index}_bias") if tensors["norm"] else (None, None)
+        names = (*folded, f"{_BUFFER}{index}_packed")
         return self.packs.setdefault(key, Pack(op=op, rule=rule, buffers=names, **tensors))
 
     def chain(self, chain: Chain) -> Pack:
@@ -210,7 +246,6 @@ class Rewriter:
         # torch.export counts a module's buffers as if none were None: those that may be (packed weights, in a dtype
         # that no kernel packs) come last
         names = tuple(sorted((name for pack in packs for name in pack.kept), key=lambda name: name.endswith("packed")))
-        owners = {root.get_submodule(path.rpartition(".")[0]) for pack in packs for path in pack.paths}
         # torch.export asks forward for the names of its arguments
         body = FusedForward.forward
         forward = FunctionType(body.__code__, body.__globals__, "forward", body.__defaults__, body.__closure__)
@@ -227,6 +262,3 @@ class Rewriter:
         )
         for name in names:
             root.register_buffer(name, None, persistent=False)
-        assert isinstance(root, FusedForward)
-        for owner in owners:
-            owner.register_load_state_dict_post_hook(root._loaded)

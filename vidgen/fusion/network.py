@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidgen.fusion.masks import masked_conv_of
 from vidgen.fusion.matching import chain_of, conv_of, module_of, tensor_at
-from vidgen.fusion.module import FusedForward, Pack, Rewriter
+from vidgen.fusion.module import FusedForward, Pack, Rewriter, taken_name
 from vidgen.fusion.report import ATTRIBUTE, FusedChain, FusionReport
 from vidgen.fusion.tracing import Trace, UntraceableError, hooks_of, is_layer, trace
 from vidgen.nn.prepack import Packable, PackedWeights
+from vidgen.ops.backends import TABLE
 from vidgen.ops.conv3d_pool3d import Algorithm
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -47,6 +48,8 @@ class _Network:
             self.report.left[path] = why
             return
         try:
+            if taken := taken_name(module):
+                raise UntraceableError(module, f"it has an attribute {taken!r}, a name that fusing needs")
             found = trace(module)
         except UntraceableError as error:
             # of a list or a dict of modules nobody expects a forward
@@ -165,7 +168,9 @@ def fuse(
     the module as a whole or of a part of it, and for calls with other than the required arguments, forward is the
     original's in every respect; back in eval mode it is the fused one, which packs on every call until
     `vidgen.prepack(fused)`. Attributes that forward reads and submodules must not be replaced: fuse again instead.
-    Hooks that are put on fused layers later do not run in eval mode.
+    Hooks that are put on fused layers later do not run in eval mode, and hooks on all modules
+    (`torch.nn.modules.module.register_module_forward_hook`) do not see them. Fine-tuning in eval mode wants a
+    `vidgen.prepack(fused)` after each change of weights. A fused module is not pickled: save its state dict.
 
     Args:
         module: any module; left alone. If it is in train mode its copy is first put into eval mode; if it is in eval
@@ -179,12 +184,15 @@ def fuse(
         The fused copy. Its outputs equal the module's up to rounding. Gradients reach input and parameters.
 
     Raises:
-        TypeError: module is no torch.nn.Module. ValueError: it is fused already, or algorithm is unknown.
+        TypeError: module is no torch.nn.Module. ValueError: it is fused already, or algorithm or impl is unknown.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if algorithm not in ("auto", "direct"):
         raise ValueError(f"algorithm must be 'auto' or 'direct', got {algorithm!r}")
+    backends = sorted({row.name for op in ("conv3d_pool3d", "masked_conv2d") for row in TABLE[op]})
+    if impl is not None and impl not in backends:
+        raise ValueError(f"impl must be one of {backends} or None, got {impl!r}")
     if ATTRIBUTE in vars(module):
         raise ValueError("module must be one that is not fused yet, got what vidgen.fuse returned")
     fused = _copy(module)
@@ -193,6 +201,9 @@ def fuse(
     network = _Network(algorithm, impl)
     network.walk(fused, "")
     network.name_the_rest(fused)
+    for part in fused.modules():
+        if isinstance(part, FusedForward):
+            part._watch(fused)
     vars(fused)[ATTRIBUTE] = network.report
     _prepack(fused)
     if example_input is not None:

@@ -4,24 +4,27 @@
 stand-in something that only a tensor knows it mostly raises, but some answers are silently wrong: `isinstance` is
 False, `is None` is False, a `with` block leaves no trace, drawn numbers become constants, and assignments to attributes
 happen once instead of at each call. A graph with one of these computes something else than the module, so that each is
-turned into an error here; a submodule in which one occurs is then left in the graph as a call.
+turned into an error here, which counts even if the forward catches it; a submodule in which one occurs is then left in
+the graph as a call.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.immutable_collections import immutable_dict, immutable_list
-from torch.fx.proxy import TraceError
+from torch.fx.proxy import Attribute, TraceError
 from torch.nn.utils.parametrize import is_parametrized
 
 from vidgen.nn.prepack import PackedWeights
@@ -73,16 +76,35 @@ def is_layer(module: nn.Module) -> bool:
     return of_torch and not isinstance(module, nn.Sequential)
 
 
+def _wraps_its_calls(module: nn.Module) -> bool:
+    """Whether the module's class has a `__call__` of its own around that of torch.nn.Module."""
+    return next(kind for kind in type(module).__mro__ if "__call__" in vars(kind)) is not nn.Module
+
+
+def _asked_by_torch() -> bool:
+    """Whether it is PyTorch or this package that calls the method that calls this, not the code that is traced."""
+    frame = sys._getframe(2)
+    if frame.f_code is torch.is_tensor.__code__ and frame.f_back is not None:
+        frame = frame.f_back
+    name = frame.f_globals.get("__name__", "")
+    return name.split(".")[0] == "torch" or name.startswith("vidgen.fusion")
+
+
 class _Value(Proxy):
     """A stand-in that tells when it is asked what it cannot know, and writes assignments down."""
+
+    tracer: _Tracer
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         # isinstance comes here once it has seen that the stand-in itself is of no such class
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.split(".")[0] == "torch" or caller.startswith("vidgen.fusion"):
+        if _asked_by_torch():
             return type(self)
-        raise TraceError("it asks for the type of a traced value")
+        raise self.tracer.failed("it asks for the type of a traced value")
+
+    def __getattr__(self, name: str) -> Attribute:
+        # numpy asks for these before __array__
+        return self._as_constant() if name in ("__array_struct__", "__array_interface__") else _Attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("tracer", "node"):
@@ -90,7 +112,22 @@ class _Value(Proxy):
         elif name == "data":
             self.tracer.create_proxy("call_function", setattr, (self, name, value), {})
         else:
-            raise TraceError(f"it assigns to .{name} of a traced value")
+            raise self.tracer.failed(f"it assigns to .{name} of a traced value")
+
+    def _as_constant(self, *_args: Any) -> NoReturn:
+        raise self.tracer.failed("it makes a Python value of a traced one")
+
+    __int__ = __float__ = __complex__ = __index__ = __len__ = __array__ = _as_constant
+
+
+class _Attribute(_Value, Attribute):
+    """What is asked of a stand-in by name: a method that will be called, or a value itself."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("root", "attr", "_node"):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
 
 def _surroundings() -> tuple[Any, ...]:
@@ -101,7 +138,9 @@ def _surroundings() -> tuple[Any, ...]:
 
 
 def _generators() -> tuple[Any, ...]:
-    return random.getstate(), torch.get_rng_state().numpy().tobytes()
+    # the one that all share, which forwards that others wrote may use
+    numpy_state = pickle.dumps(np.random.get_state(legacy=False))  # noqa: NPY002
+    return random.getstate(), torch.get_rng_state().numpy().tobytes(), numpy_state
 
 
 class _Tracer(Tracer):
@@ -113,6 +152,15 @@ class _Tracer(Tracer):
         self.opaque = opaque
         self.inlined: dict[str, nn.Module] = {}
         self.surroundings = _surroundings()
+        #: modules whose forward runs, and the first thing that went wrong: the code around it may catch the exception
+        self.running: list[nn.Module] = []
+        self.failure: UntraceableError | None = None
+
+    def failed(self, reason: str, module: nn.Module | None = None) -> UntraceableError:
+        """The error for `module`, by default the one whose forward runs."""
+        error = UntraceableError(module or (self.running[-1] if self.running else self.root), reason)
+        self.failure = self.failure or error
+        return error
 
     def is_leaf_module(self, module: nn.Module, _path: str) -> bool:
         return is_layer(module) or module in self.opaque
@@ -120,16 +168,24 @@ class _Tracer(Tracer):
     def call_module(
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not is_layer(module) and module not in self.opaque and (why := hooks_of(module)):
-            raise UntraceableError(module, why)
+        if self.is_leaf_module(module, ""):
+            if _wraps_its_calls(module):
+                # what this __call__ does would be in the graph, and done again by the graph's call of the module
+                name = f"{self.path_of_module(module)} ({type(module).__name__})"
+                raise self.failed(f"{name} has a __call__ of its own")
+            return super().call_module(module, forward, args, kwargs)
+        if why := hooks_of(module):
+            raise self.failed(why, module)
+        self.running.append(module)
         try:
             result = super().call_module(module, forward, args, kwargs)
         except UntraceableError:
             raise
         except Exception as error:
-            raise UntraceableError(module, _words(error)) from error
-        if not self.is_leaf_module(module, ""):
-            self.inlined[self.path_of_module(module)] = module
+            raise self.failed(_words(error)) from error
+        finally:
+            self.running.pop()
+        self.inlined[self.path_of_module(module)] = module
         return result
 
     def create_args_for_root(
@@ -140,26 +196,30 @@ class _Tracer(Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         if _surroundings() != self.surroundings:
-            raise TraceError("it switches gradients or autocast on or off")
+            raise self.failed("it switches gradients or autocast on or off")
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
             known = a in self.tensor_attrs or any(a is buffer for buffer in self.root.buffers())
             if not known:
-                raise TraceError("it makes a tensor that does not depend on its input")
+                raise self.failed("it makes a tensor that does not depend on its input")
         if isinstance(a, (dict, list)) and type(a) not in (dict, list, immutable_dict, immutable_list):
             # a graph would give back a plain dict or list
-            raise TraceError(f"it uses a {type(a).__name__}")
+            raise self.failed(f"it uses a {type(a).__name__}")
         return super().create_arg(a)
+
+    def to_bool(self, obj: Proxy) -> bool:
+        raise self.failed("its control flow depends on the values of tensors")
+
+    def iter(self, obj: Proxy) -> Iterator[Any]:
+        raise self.failed("it iterates over a traced value")
 
     def proxy(self, node: Node) -> Proxy:
         return _Value(node, self)
 
 
 def _words(error: Exception) -> str:
-    if isinstance(error, TraceError) and "control flow" in str(error):
-        return "its control flow depends on the values of tensors"
     first_line = (str(error) or type(error).__name__).splitlines()[0]
     return first_line if isinstance(error, TraceError) else f"{type(error).__name__}: {first_line}"
 
@@ -214,12 +274,14 @@ def _trace_once(root: nn.Module, inputs: tuple[str, ...], opaque: dict[nn.Module
         failure = error
     except Exception as error:
         failure = UntraceableError(root, _words(error))
+    failure = tracer.failure or failure
     changed = _restore_changed(states)
     if failure is None and changed is not None:
         failure = UntraceableError(changed, "its forward changes its own attributes")
     if _generators() != generators:
         random.setstate(generators[0])
         torch.set_rng_state(torch.frombuffer(bytearray(generators[1]), dtype=torch.uint8))
+        np.random.set_state(pickle.loads(generators[2]))  # noqa: NPY002
         failure = failure or UntraceableError(root, "its forward draws random numbers")
     if failure is not None:
         raise failure
@@ -256,5 +318,7 @@ def trace(root: nn.Module) -> Trace:
             continue
         tracer.graph.lint()
         paths = {module: path for path, module in root.named_modules()}
-        reasons = {paths[module]: reason for module, reason in opaque.items()}
+        # a module may be opaque because one was that is called only there
+        called = {root.get_submodule(str(node.target)) for node in tracer.graph.nodes if node.op == "call_module"}
+        reasons = {paths[module]: reason for module, reason in opaque.items() if module in called}
         return Trace(tracer.graph, inputs, {"": root, **tracer.inlined}, reasons)
