@@ -26,8 +26,9 @@ bool processor_has(Isa isa) {
   return isa == Isa::baseline;
 }
 
-// Intel's cores take a pair of bf16 products every other cycle and two float products in each: bf16 widened to float is
-// twice as fast there (Xeon of the fourth generation: 172 against 348 GFLOP/s on two cores). AMD's do it the other way.
+// Bf16 widened to float is twice as fast as bf16 products on the Intel processor that was measured (Xeon of the fourth
+// generation, two cores: 172 GFLOP/s of bf16 products, 348 of float ones); others of Intel's are taken to be alike. On
+// AMD's Zen 4 it is the other way round.
 bool multiplies_bf16_slowly() {
 #if defined(__x86_64__)
   return __builtin_cpu_is("intel");
