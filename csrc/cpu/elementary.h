@@ -121,9 +121,9 @@ VIDGEN_INLINE Vec<T> exp(Vec<T> x) {
   const Vec<T> y = reduced_expm1<T>(x, n) + 1;
 #if defined(__AVX512F__)
   if constexpr (sizeof(Acc<T>) == 4) {
-    return (Vec<T>)_mm512_scalef_ps((__m512)y, (__m512)n);
+    return (Vec<T>)_mm512_maskz_scalef_ps(0xffff, (__m512)y, (__m512)n);
   } else {
-    return (Vec<T>)_mm512_scalef_pd((__m512d)y, (__m512d)n);
+    return (Vec<T>)_mm512_maskz_scalef_pd(0xff, (__m512d)y, (__m512d)n);
   }
 #else
   // in two steps, for 2^n need not be a normal number
@@ -155,7 +155,7 @@ VIDGEN_INLINE Vec<T> log(Vec<T> x) {
   // subtracting the bits of sqrt(1/2) makes the exponent field count from there
   const IntVec<T> origin = (IntVec<T>)splat<T>(E::sqrt_half);
   const IntVec<T> above = (IntVec<T>)normal - origin;
-  const IntVec<T> fraction = (IntVec<T>{} + 1 << E::mantissa) - 1;
+  const IntVec<T> fraction = ((IntVec<T>{} + 1) << E::mantissa) - 1;
   const Vec<T> m = (Vec<T>)((above & fraction) + origin);
   const Vec<T> e = __builtin_convertvector(above >> E::mantissa, Vec<T>) - shift;
   const Vec<T> f = m - 1;

@@ -32,14 +32,14 @@ Source: Salimans, Karpathy, Chen, Kingma, "PixelCNN++" (2017), section 2.1 and t
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vidgen.ops.backends import TABLE, adjoint_impl, reference_row
+from vidgen.ops.backends import TABLE, Backend, adjoint_impl, always, reference_row
 from vidgen.ops.registration import memory_format_of, register_selection
 
 Mode = Literal["exact", "openai"]
@@ -120,10 +120,22 @@ def reference_grad_params(grad_output: Tensor, params: Tensor, x: Tensor, levels
     return gradient.to(params.dtype).contiguous(memory_format=memory_format_of(params))
 
 
-# Backends.
+# Backends. The CPU kernel is registered in C++ (csrc/bind/); its rows here serve explain and info.
 
-TABLE[_OP] = (reference_row(reference),)
-TABLE[f"{_OP}_grad_params"] = (reference_row(reference_grad_params),)
+
+def _cpu_supports(params: Tensor, *_args: Any) -> str | None:
+    return torch.ops.vidgen.discretized_logistic_mixture_cpu_supports(params.dtype) or None
+
+
+def _cpu_supports_grad(grad_output: Tensor, params: Tensor, *_args: Any) -> str | None:
+    return _cpu_supports(params)
+
+
+TABLE[_OP] = (Backend("cpu", ("cpu",), always, _cpu_supports, run=None), reference_row(reference))
+TABLE[f"{_OP}_grad_params"] = (
+    Backend("cpu", ("cpu",), always, _cpu_supports_grad, run=None),
+    reference_row(reference_grad_params),
+)
 
 
 # Registration: shapes, autograd, selection. Autocast has no say: parameters are read in the dtype that they have.
