@@ -236,7 +236,9 @@ OPS = {
     "discretized_logistic_mixture": Op(
         name="discretized_logistic_mixture",
         public=discretized_logistic_mixture,
-        reference=lambda s: discretized_logistic_mixture_reference(*_discretized_logistic_mixture_positional(s, None)[:-1]),
+        reference=lambda s: discretized_logistic_mixture_reference(
+            *_discretized_logistic_mixture_positional(s, None)[:-1]
+        ),
         samples=_discretized_logistic_mixture_samples,
         torch_op="discretized_logistic_mixture",
         positional=_discretized_logistic_mixture_positional,
