@@ -30,7 +30,7 @@ def baseline(name: str, dtype: str, prepare: Any, build: Any, work: Any, **more:
     return Contender(name, dtype, prepare, build, **work, **more)
 
 
-def own(name: str, dtype: str, prepare: Any, build: Any, work: Any, against: str, **more: Any) -> Contender:
+def own(name: str, dtype: str, prepare: Any, build: Any, work: Any, against: str | None, **more: Any) -> Contender:
     """A contender of vidgen's, with both limits of its dtype; the relative one is on the error of `against`."""
     return Contender(name, dtype, prepare, build, ours=True, against=against, **work, **(LIMITS[dtype] | more))
 

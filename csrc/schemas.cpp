@@ -72,4 +72,15 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
   m.def(
       "conv3d_pool3d_cpu_plan(Tensor x, Tensor weight, int[] padding, int[] pool, bool ceil_mode, str algorithm) "
       "-> (str, float)");
+
+  // Log-likelihood of images under a mixture of discretised logistics, and its gradient in the parameters.
+  m.def("discretized_logistic_mixture(Tensor params, Tensor x, int levels, str mode, str? impl) -> Tensor");
+  m.def(
+      "discretized_logistic_mixture_grad_params(Tensor grad_output, Tensor params, Tensor x, int levels, str mode, "
+      "str? impl) -> Tensor");
+  m.def("discretized_logistic_mixture_reference(Tensor params, Tensor x, int levels, str mode, str why) -> Tensor");
+  m.def(
+      "discretized_logistic_mixture_grad_params_reference(Tensor grad_output, Tensor params, Tensor x, int levels, "
+      "str mode, str why) -> Tensor");
+  m.def("discretized_logistic_mixture_cpu_supports(ScalarType dtype) -> str");
 }

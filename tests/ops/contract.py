@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.ops import conv3d_pool3d, masked_conv2d
+from vidgen.ops import conv3d_pool3d, discretized_logistic_mixture, masked_conv2d
 from vidgen.ops.conv3d_geometry import resolve_padding
 from vidgen.ops.conv3d_pool3d import reference as conv3d_pool3d_reference
+from vidgen.ops.discretized_logistic_mixture import parameters_per_mixture
+from vidgen.ops.discretized_logistic_mixture import reference as discretized_logistic_mixture_reference
 from vidgen.ops.masked_conv2d import reference as masked_conv2d_reference
 
 
@@ -37,9 +39,12 @@ class Sample:
 class Op:
     """An op under test.
 
-    image: the tensor whose layout is kept and whose first axis is the batch.
+    image: the tensor whose layout is kept and whose first axis is the batch; more: others with the same first axis.
     typical: the sample for what does not depend on shapes. thin: one with few channels.
     checked: the samples that torch.library.opcheck sees.
+    constant: tensors in which the op has no gradient.
+    reduces: the result is one number for each sample, in float32 at least whatever autocast says; else it is an image
+        of the arguments' dtype.
     """
 
     name: str
@@ -53,6 +58,16 @@ class Op:
     thin: str
     checked: tuple[str, ...]
     image: str = "x"
+    more: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()
+    reduces: bool = False
+
+    @property
+    def batched(self) -> tuple[str, ...]:
+        return (self.image, *self.more)
+
+    def result_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.promote_types(dtype, torch.float32) if self.reduces else dtype
 
     def __call__(self, sample: Sample, impl: str | None) -> Tensor:
         return self.public(**sample.tensors, **sample.options, impl=impl)
@@ -156,6 +171,43 @@ def _conv3d_pool3d_unsupported(sample: Sample, impl: str, dtype: torch.dtype) ->
     return (impl == "cuda" and not few_weights) or (impl in ("cuda", "triton") and dtype == torch.float64)
 
 
+def _discretized_logistic_mixture_samples() -> Iterator[tuple[str, Sample]]:
+    """Colours, depths and numbers of pixels that fill no vector and no task; pixels at both edges in each."""
+
+    def sample(n, channels, mixtures, h, w, levels=256, **options):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(n + 3 * channels + 5 * mixtures + 7 * h + 11 * w)
+        params = torch.randn(n, mixtures * parameters_per_mixture(channels), h, w, generator=generator) * 2
+        x = torch.randint(-levels // 8, levels + levels // 8 + 1, (n, channels, h, w), generator=generator)
+        x = x.clamp(0, levels - 1).double() * 2 / (levels - 1) - 1
+        return Sample({"params": params.double(), "x": x}, {"levels": levels, **options})
+
+    yield "rgb", sample(2, 3, 10, 8, 9)
+    yield "rgb-openai", sample(2, 3, 4, 9, 7, mode="openai")
+    yield "several-tasks", sample(3, 3, 3, 13, 16)
+    yield "whole-tasks", sample(2, 3, 2, 8, 16)
+    yield "grey", sample(2, 1, 5, 7, 11, levels=17)
+    yield "two-channels", sample(2, 2, 3, 6, 5)
+    yield "one-mixture", sample(2, 3, 1, 5, 5)
+    yield "two-levels", sample(2, 1, 2, 6, 6, levels=2)
+    yield "sixteen-bit", sample(2, 1, 2, 4, 5, levels=65536)
+    yield "one-pixel", sample(3, 3, 2, 1, 1)
+    yield "one-row", sample(2, 3, 2, 1, 70)
+    yield "one-column", sample(2, 1, 2, 67, 1)
+    yield "empty-batch", sample(0, 3, 2, 4, 4)
+
+
+def _discretized_logistic_mixture_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
+    params, x = sample.tensors["params"], sample.tensors["x"]
+    assert params is not None
+    assert x is not None
+    wide = torch.promote_types(params.dtype, torch.float32)
+    return params, x.to(wide), sample.options["levels"], sample.options.get("mode", "exact"), impl
+
+
+def _discretized_logistic_mixture_unsupported(sample: Sample, impl: str, dtype: torch.dtype) -> bool:
+    return impl == "triton" and dtype == torch.float64
+
+
 OPS = {
     "masked_conv2d": Op(
         name="masked_conv2d",
@@ -180,6 +232,24 @@ OPS = {
         typical="3x3x3",
         thin="few-channels",
         checked=("3x3x3", "no-pool", "empty-batch"),
+    ),
+    "discretized_logistic_mixture": Op(
+        name="discretized_logistic_mixture",
+        public=discretized_logistic_mixture,
+        reference=lambda s: discretized_logistic_mixture_reference(
+            *_discretized_logistic_mixture_positional(s, None)[:-1]
+        ),
+        samples=_discretized_logistic_mixture_samples,
+        torch_op="discretized_logistic_mixture",
+        positional=_discretized_logistic_mixture_positional,
+        unsupported=_discretized_logistic_mixture_unsupported,
+        typical="rgb",
+        thin="grey",
+        checked=("rgb", "rgb-openai", "empty-batch"),
+        image="params",
+        more=("x",),
+        constant=("x",),
+        reduces=True,
     ),
 }
 

@@ -2,5 +2,6 @@
 
 from vidgen.ops.conv3d_pool3d import conv3d_pool3d as conv3d_pool3d
 from vidgen.ops.conv3d_pool3d import conv3d_pool3d_pack as conv3d_pool3d_pack
+from vidgen.ops.discretized_logistic_mixture import discretized_logistic_mixture as discretized_logistic_mixture
 from vidgen.ops.masked_conv2d import masked_conv2d as masked_conv2d
 from vidgen.ops.masked_conv2d import masked_conv2d_pack as masked_conv2d_pack

@@ -2,7 +2,7 @@
 
 from vidgen.sampling.executors import EXECUTORS, Executor, Request
 from vidgen.sampling.generate import AutoregressiveModel, generate
-from vidgen.sampling.heads import Categorical, Head, round_to_levels, scale_levels
+from vidgen.sampling.heads import Categorical, Head, LogisticMixture, round_to_levels, scale_levels
 from vidgen.sampling.philox import image_noise, philox4x32, uniforms
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Categorical",
     "Executor",
     "Head",
+    "LogisticMixture",
     "Request",
     "generate",
     "image_noise",

@@ -60,9 +60,12 @@ def _naive(model: Any, request: Request) -> Tensor:
                 group = slice(step * size, (step + 1) * size)
                 known = request.known[:, group, row, column]
                 if not bool(known.all()):
-                    parameters = model(canvas, **request.conditions)[:, :, step, row, column]  # [N, P]
+                    parameters = model(canvas, **request.conditions)[..., row, column]  # [N, P] or [N, P, G]
+                    parameters = parameters if parameters.dim() == 2 else parameters[:, :, step]
                     noise = request.noise[:, group, row, column]
-                    drawn = model.head.sample(parameters, noise, temperature=request.temperature)
+                    drawn = model.head.sample(
+                        parameters, noise, temperature=request.temperature, quantize=request.quantize
+                    )
                     if request.quantize:
                         drawn = request.round_values(drawn)
                     canvas[:, group, row, column] = torch.where(

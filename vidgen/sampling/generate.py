@@ -5,7 +5,8 @@ A model can be drawn from if it has
     image_shape  (C, H, W)
     levels       number of grey levels
     head         a ``vidgen.sampling.Head``
-    forward(x)   images (N, C, H, W), floating point in [-1, 1] -> parameters (N, P, G, H, W), where the parameters of
+    forward(x)   images (N, C, H, W), floating point in [-1, 1] -> parameters (N, P, G, H, W), or (N, P, H, W) where the
+                 head takes one step per pixel (G = 1). The parameters of
                  step g of pixel (i, j) depend on the pixels before (i, j) in raster order and on the channels of steps
                  before g at (i, j), and on nothing else. A conditional model takes ``labels=`` besides.
 

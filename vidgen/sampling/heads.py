@@ -10,6 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidgen.ops.discretized_logistic_mixture import (
+    LOG_SCALE_FLOOR,
+    discretized_logistic_mixture,
+    parameters_per_mixture,
+    split_parameters,
+)
+
 NOISE_PER_VALUE = 2
 """Uniform numbers that belong to a sub-pixel: one Philox block's worth. A head need not use them all."""
 
@@ -21,12 +28,15 @@ class Head(Protocol):
         """G: C if each channel needs a forward pass with the earlier channels in place, 1 if the head draws a pixel."""
         ...
 
-    def sample(self, parameters: Tensor, noise: Tensor, *, temperature: float) -> Tensor:
-        """Draws. parameters (N, P), noise float64 (N, C/G, 2) in (0, 1) -> values (N, C/G), scaled to [-1, 1]."""
+    def sample(self, parameters: Tensor, noise: Tensor, *, temperature: float, quantize: bool = True) -> Tensor:
+        """Draws. parameters (N, P), noise float64 (N, C/G, 2) in (0, 1) -> values (N, C/G), scaled to [-1, 1].
+
+        With ``quantize`` each value is a grey level before a later channel of the same step sees it.
+        """
         ...
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """Scores. parameters (N, P, G, H, W), integer images x (N, C, H, W) -> nats (N,)."""
+        """Scores. parameters (N, P, G, H, W), or (N, P, H, W) for G = 1, integers x (N, C, H, W) -> nats (N,)."""
         ...
 
 
@@ -39,6 +49,14 @@ def round_to_levels(x: Tensor, levels: int) -> Tensor:
     """[−1, 1] to the nearest integer grey level, clipped to 0 … levels−1; uint8 (int64 above 256 levels)."""
     rounded = ((x.double() + 1.0) * ((levels - 1) / 2.0)).round().clamp(0, levels - 1)
     return rounded.to(torch.uint8 if levels <= 256 else torch.int64)
+
+
+def _draw_index(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Inverts the cumulative softmax. logits float64 (N, K), uniform (N, 1) -> int64 (N, 1) in 0 … K−1."""
+    cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1)
+    # scaled by the total, so that rounding of the sum can never leave u above the last index
+    threshold = uniform.to(cumulative) * cumulative[:, -1:]
+    return (cumulative <= threshold).sum(dim=-1, keepdim=True).clamp(max=logits.shape[1] - 1)
 
 
 class Categorical:
@@ -55,7 +73,7 @@ class Categorical:
         """One step for every channel."""
         return channels
 
-    def sample(self, parameters: Tensor, noise: Tensor, *, temperature: float = 1.0) -> Tensor:
+    def sample(self, parameters: Tensor, noise: Tensor, *, temperature: float = 1.0, quantize: bool = True) -> Tensor:
         """Draws by inverting the cumulative distribution in float64, from the first of the two uniform numbers.
 
         Each row is worked out by itself and in a fixed order, so a draw does not depend on the rows around it.
@@ -64,18 +82,83 @@ class Categorical:
             parameters: logits (N, levels).
             noise: float64 (N, 1, 2) in (0, 1).
             temperature: > 0; logits are divided by it.
+            quantize: ignored; what is drawn are grey levels.
 
         Returns:
             (N, 1), grey levels scaled to [-1, 1], in the logits' dtype (float32 at least).
         """
-        weight = torch.softmax(parameters.double() / temperature, dim=-1)
-        cumulative = weight.cumsum(dim=-1)
-        # scaled by the total, so that rounding of the sum can never leave u above the last level
-        threshold = noise[:, :, 0].to(cumulative) * cumulative[:, -1:]
-        level = (cumulative <= threshold).sum(dim=-1, keepdim=True).clamp(max=self.levels - 1)
+        level = _draw_index(parameters.double() / temperature, noise[:, :, 0])
         return scale_levels(level, self.levels, torch.promote_types(parameters.dtype, torch.float32))
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """log p(x) in nats. logits (N, levels, C, H, W), integers x (N, C, H, W) in 0 … levels−1 -> (N,)."""
         logits = parameters.to(torch.promote_types(parameters.dtype, torch.float32))
         return -F.cross_entropy(logits, x.long(), reduction="none").sum(dim=(1, 2, 3))
+
+
+class LogisticMixture:
+    """A mixture of discretised logistics for all channels of a pixel at once (Salimans et al. 2017, section 2.1).
+
+    Args:
+        mixtures: number K of logistics, at least 1.
+        channels: 1 to 3.
+        levels: number of grey levels, at least 2.
+    """
+
+    def __init__(self, mixtures: int, channels: int, levels: int):
+        for name, value, least, most in (
+            ("mixtures", mixtures, 1, None),
+            ("channels", channels, 1, 3),
+            ("levels", levels, 2, None),
+        ):
+            if value < least or (most is not None and value > most):
+                expected = f"at least {least}" if most is None else f"{least} to {most}"
+                raise ValueError(f"{name}: expected {expected}, got {value}")
+        self.mixtures, self.channels, self.levels = mixtures, channels, levels
+
+    @property
+    def parameters_per_pixel(self) -> int:
+        """P: 3K, 6K or 10K for 1, 2 or 3 channels, in the order of ``vidgen.ops.discretized_logistic_mixture``."""
+        return self.mixtures * parameters_per_mixture(self.channels)
+
+    def steps_per_pixel(self, channels: int) -> int:
+        """One step for all channels."""
+        return 1
+
+    def sample(self, parameters: Tensor, noise: Tensor, *, temperature: float = 1.0, quantize: bool = True) -> Tensor:
+        """Draws a mixture, then its logistics channel by channel, by inverting distribution functions in float64.
+
+        The mixture comes from the first uniform number of the first channel, a channel's logistic from its second one,
+        kept within [1e-5, 1 − 1e-5] as in the published sampler. A drawn value is clipped to [−1, 1] before it feeds
+        the means of later channels.
+
+        Args:
+            parameters: (N, P), see ``parameters_per_pixel``.
+            noise: float64 (N, C, 2) in (0, 1).
+            temperature: > 0; logits are divided by it, scales multiplied.
+            quantize: True rounds a value to the nearest grey level before it feeds later channels.
+
+        Returns:
+            (N, C) in [−1, 1], in the parameters' dtype (float32 at least).
+        """
+        logits, *blocks = split_parameters(parameters.double(), self.channels)
+        index = _draw_index(logits / temperature, noise[:, 0, :1])
+        means, log_scales, coefficients = ([t.gather(1, index)[:, 0] for t in block] for block in blocks)  # each [N]
+        noise = noise.to(logits)
+        drawn: list[Tensor] = []
+        for i in range(self.channels):
+            mean = means[i]
+            for j in range(i):
+                mean = mean + torch.tanh(coefficients[i * (i - 1) // 2 + j]) * drawn[j]
+            u = noise[:, i, 1].clamp(1e-5, 1 - 1e-5)
+            scale = torch.exp(log_scales[i].clamp(min=LOG_SCALE_FLOOR)) * temperature
+            value = (mean + scale * (torch.log(u) - torch.log(1 - u))).clamp(-1, 1)
+            drawn.append(
+                scale_levels(round_to_levels(value, self.levels), self.levels, value.dtype) if quantize else value
+            )
+        return torch.stack(drawn, dim=1).to(torch.promote_types(parameters.dtype, torch.float32))
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """log p(x) in nats. parameters (N, P, H, W), integers x (N, C, H, W) in 0 … levels−1 -> (N,)."""
+        dtype = torch.float64 if parameters.dtype == torch.float64 else torch.float32
+        return discretized_logistic_mixture(parameters, scale_levels(x, self.levels, dtype), levels=self.levels)
