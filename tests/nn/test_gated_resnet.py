@@ -80,6 +80,9 @@ def test_a_block_starts_near_the_identity():
     ],
 )
 def test_bad_arguments_are_named(options, call, message):
-    with pytest.raises(ValueError, match=message):
+    def make_and_call():
         net, x = block(**options)
         net(x, **call)
+
+    with pytest.raises(ValueError, match=message):
+        make_and_call()

@@ -60,7 +60,7 @@ def test_the_length_of_the_direction_does_not_matter(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [1.0, 0.1])
 def test_outputs_start_with_mean_zero_and_the_variance_asked_for(kind, scale):
-    layer, x, axis = layers()[kind]
+    layer, x, _ = layers()[kind]
     weight_norm(layer, scale=scale)
     torch.manual_seed(3)
     initialize_from_data(layer, x)

@@ -4,7 +4,7 @@ Every model has a ``config``: the keyword arguments of its constructor, plain JS
 rebuilds it. ``MODELS`` is the list of names by which checkpoints and the command line know them.
 """
 
-from vidgen.models.autoregressive import PixelCNN
+from vidgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNPP
 from vidgen.models.checkpoint import MODELS, load_checkpoint, read_metadata, save_checkpoint
 from vidgen.models.layers import LayerReport, layer_report
 from vidgen.models.video import C3D, CNN3d, EarlyFusion, LateFusion, SingleFrame
@@ -14,9 +14,11 @@ __all__ = [
     "MODELS",
     "CNN3d",
     "EarlyFusion",
+    "GatedPixelCNN",
     "LateFusion",
     "LayerReport",
     "PixelCNN",
+    "PixelCNNPP",
     "SingleFrame",
     "layer_report",
     "load_checkpoint",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vidgen.extras import require
 from vidgen.files import write_atomically
-from vidgen.models.autoregressive import PixelCNN
+from vidgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNPP
 from vidgen.models.video import C3D, CNN3d, EarlyFusion, LateFusion, SingleFrame
 
 FORMAT = 1
@@ -23,8 +23,10 @@ MODELS: dict[str, type[nn.Module]] = {
     "3d-cnn": CNN3d,
     "c3d": C3D,
     "early-fusion": EarlyFusion,
+    "gated-pixelcnn": GatedPixelCNN,
     "late-fusion": LateFusion,
     "pixelcnn": PixelCNN,
+    "pixelcnnpp": PixelCNNPP,
     "single-frame": SingleFrame,
 }
 """Names by which checkpoints and the command line know the models."""

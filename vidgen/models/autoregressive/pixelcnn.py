@@ -17,14 +17,13 @@ level v of colour c, so the logits (N, levels, C, H, W) are a view of its output
 As published, the 3×3 stack has a blind spot to the right above a pixel; the gated PixelCNN (2016) closes it.
 """
 
-import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from vidgen.models.autoregressive.image_model import SoftmaxImageModel
 from vidgen.nn import MaskedConv2d
-from vidgen.sampling.heads import Categorical, scale_levels
 
 
 class _ResidualBlock(nn.Module):
@@ -44,7 +43,7 @@ class _ResidualBlock(nn.Module):
         return cast(Tensor, x + y)
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(SoftmaxImageModel):
     """PixelCNN with an n-way softmax for every sub-pixel.
 
     Args:
@@ -60,8 +59,6 @@ class PixelCNN(nn.Module):
         ValueError: a size is not as described.
     """
 
-    conditional = False
-
     def __init__(
         self,
         image_shape: tuple[int, int, int] = (1, 8, 8),
@@ -71,25 +68,11 @@ class PixelCNN(nn.Module):
         head_channels: int | None = None,
         dropout: float = 0.0,
     ):
-        super().__init__()
         head_channels = 2 * hidden if head_channels is None else head_channels
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(f"image_shape: expected three positive sizes (C, H, W), got {tuple(image_shape)}")
-        if levels < 2:
-            raise ValueError(f"levels: expected at least 2, got {levels}")
+        super().__init__(image_shape, levels, dropout=dropout, hidden=hidden, head_channels=head_channels)
         if blocks < 0:
             raise ValueError(f"blocks: expected at least 0, got {blocks}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
-        channels = image_shape[0]
-        for name, width in (("hidden", hidden), ("head_channels", head_channels)):
-            if width < 1 or width % channels:
-                raise ValueError(f"{name}: expected a positive multiple of the {channels} image channels, got {width}")
-
-        self.image_shape = (channels, image_shape[1], image_shape[2])
-        self.levels = levels
-        self.head = Categorical(levels)
-        self.config: dict[str, Any] = {
+        self.config = {
             "image_shape": list(self.image_shape),
             "levels": levels,
             "hidden": hidden,
@@ -97,10 +80,10 @@ class PixelCNN(nn.Module):
             "head_channels": head_channels,
             "dropout": dropout,
         }
+        channels = self.image_shape[0]
         self.input = MaskedConv2d(channels, 2 * hidden, 7, mask="A", colors=channels)
         self.blocks = nn.ModuleList(_ResidualBlock(hidden, channels, dropout) for _ in range(blocks))
-        self.head_hidden = MaskedConv2d(2 * hidden, head_channels, 1, mask="B", colors=channels)
-        self.head_logits = MaskedConv2d(head_channels, levels * channels, 1, mask="B", colors=channels)
+        self._add_head(2 * hidden, head_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits of every sub-pixel.
@@ -116,39 +99,7 @@ class PixelCNN(nn.Module):
         Raises:
             ValueError: x does not have four dimensions and C channels, or integers are out of range.
         """
-        channels = self.image_shape[0]
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"x: expected shape (N, {channels}, H, W), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            x = scale_levels(self._checked(x), self.levels, self.input.weight.dtype)
-        y = self.input(x)
+        y = self.input(self._scaled(x))
         for block in self.blocks:
             y = block(y)
-        y = self.head_logits(torch.relu(self.head_hidden(torch.relu(y))))
-        return y.contiguous().unflatten(1, (self.levels, channels))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) in nats. Integer images (N, C, H, W) in 0 … levels−1 -> (N,) float32; differentiable in the weights.
-
-        Raises:
-            TypeError: x is not of an integer dtype.
-            ValueError: x has a wrong shape or a value out of range.
-        """
-        if x.is_floating_point():
-            raise TypeError(f"x: expected integer grey levels, got {x.dtype}")
-        return self.head.log_prob(self(x), x)
-
-    def bits_per_dim(self, x: Tensor) -> Tensor:
-        """−log₂ p(x) / (C·H·W). Integer images (N, C, H, W) -> (N,)."""
-        return -self.log_prob(x) / (math.log(2.0) * math.prod(x.shape[1:]))
-
-    def _checked(self, x: Tensor) -> Tensor:
-        # reading the range of an accelerator's tensor would make the host wait for it
-        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
-            low, high = int(x.min()), int(x.max())
-            if low < 0 or high >= self.levels:
-                raise ValueError(f"x: expected grey levels 0 … {self.levels - 1}, got {low} … {high}")
-        return x
-
-    def extra_repr(self) -> str:
-        return f"image_shape={self.image_shape}, levels={self.levels}"
+        return self._logits(y)

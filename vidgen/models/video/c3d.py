@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidgen.models.video.c3d_weights import read_weights, translated
+from vidgen.models.video.c3d_weights import translated
+from vidgen.models.weights import read_weights
 from vidgen.nn import ConvPool3d
 from vidgen.ops import conv3d_pool3d
 

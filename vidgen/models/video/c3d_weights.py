@@ -1,4 +1,4 @@
-"""C3D weights as others name them: reading files, and translating names to vidgen's.
+"""C3D weights as others name them, translated to vidgen's names.
 
 Names of layers in the three common namings; weights and biases follow them after a dot:
 
@@ -11,14 +11,11 @@ The last is also known without ``backbone.``, as the weights of such a backbone 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from vidgen.extras import require
+from vidgen.models.weights import listed
 
 _OWN = ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b", "fc6", "fc7", "fc8")
 _SEQUENTIAL = (*(f"features.{i}" for i in (0, 3, 6, 8, 11, 13, 16, 18)), *(f"classifier.{i}" for i in (0, 3, 6)))
@@ -36,49 +33,6 @@ _LAYOUTS = {
     "backbone.conv1a.conv …": _BACKBONE,
     "conv1a.conv …": tuple(layer.removeprefix("backbone.") for layer in _BACKBONE),
 }
-_WRAPPERS = ("state_dict", "model_state_dict")
-_SHOWN = 5
-
-
-def read_weights(source: Mapping[str, Any] | str | Path) -> dict[str, Tensor]:
-    """The tensors of a state dict or file by name, without ``state_dict`` around them or ``module.`` before them.
-
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it holds no state dict.
-    """
-    held = source if isinstance(source, Mapping) else _read_file(Path(source))
-    for wrapper in _WRAPPERS:
-        if isinstance(held, Mapping) and isinstance(held.get(wrapper), Mapping):
-            held = held[wrapper]
-    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
-        raise ValueError(f"source: expected a state dict of tensors, got {_described(held)}")
-    if all(name.startswith("module.") for name in held):
-        held = {name.removeprefix("module."): tensor for name, tensor in held.items()}
-    return dict(held)
-
-
-def _described(held: Any) -> str:
-    if not isinstance(held, Mapping) or not held:
-        return "an empty one" if isinstance(held, Mapping) else type(held).__name__
-    name, value = next((name, value) for name, value in held.items() if not isinstance(value, Tensor))
-    return f"{type(value).__name__} under {name!r}"
-
-
-def _read_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"source: there is no file {path}")
-    if path.suffix == ".safetensors":
-        safetensors = require("safetensors.torch", extra="train")
-        try:
-            return safetensors.load_file(path)
-        except require("safetensors", extra="train").SafetensorError as error:
-            raise ValueError(f"source: {path} is not a safetensors file: {error}") from None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a file that is no checkpoint raises depends on its first bytes
-        raise ValueError(
-            f"source: {path} is not a file of tensors that torch.load(weights_only=True) reads ({type(error).__name__})"
-        ) from None
 
 
 def translated(
@@ -99,7 +53,7 @@ def translated(
     names = _known(weights, _LAYOUTS[layout])
     if not names:
         raise ValueError(
-            f"source: expected C3D's weights, named {', or '.join(_LAYOUTS)}; got {_listed(weights)}, which is none of "
+            f"source: expected C3D's weights, named {', or '.join(_LAYOUTS)}; got {listed(weights)}, which is none of "
             "these"
         )
     renamed = {names[name]: tensor for name, tensor in weights.items() if name in names}
@@ -115,7 +69,7 @@ def translated(
         ],
     }
     if any(wrong.values()):
-        found = "; ".join(f"{what}: {_listed(those)}" for what, those in wrong.items() if those)
+        found = "; ".join(f"{what}: {listed(those)}" for what, those in wrong.items() if those)
         fitting = [ours for ours, tensor in renamed.items() if tensor.shape == own[ours].shape]
         only_fc8 = not wrong["unexpected"] and all(ours in fitting or ours.startswith("fc8.") for ours in wanted)
         hint = " (new_classifier=True keeps the model's own fc8)" if only_fc8 else ""
@@ -132,9 +86,3 @@ def _known(weights: Mapping[str, Tensor], layers: tuple[str, ...]) -> dict[str, 
 def _theirs(ours: str, layers: tuple[str, ...]) -> str:
     layer, _, kind = ours.partition(".")
     return f"{layers[_OWN.index(layer)]}.{kind}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
