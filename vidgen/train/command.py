@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from vidgen.train.task import Task
 
-ModelName = Literal["pixelcnn", "c3d", "single-frame"]
+ModelName = Literal["pixelcnn", "gated-pixelcnn", "pixelcnnpp", "c3d", "single-frame"]
 
 # what a model has options for, and their values where none is given
 _MOTION = {
@@ -25,20 +25,21 @@ _MOTION = {
     "size": 32,
     "clips": 4096,
 }
+_DIGITS = {
+    "data": "digits",
+    "steps": 1000,
+    "batch_size": 64,
+    "learning_rate": 2e-3,
+    "warmup": 100,
+    "weight_decay": 0.0,
+    "ema": 0.99,
+    "validate_every": 100,
+    "dropout": 0.5,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "pixelcnn": {
-        "data": "digits",
-        "steps": 1000,
-        "batch_size": 64,
-        "learning_rate": 2e-3,
-        "warmup": 100,
-        "weight_decay": 0.0,
-        "ema": 0.99,
-        "validate_every": 100,
-        "hidden": 64,
-        "blocks": 6,
-        "dropout": 0.5,
-    },
+    "pixelcnn": {**_DIGITS, "hidden": 64, "blocks": 6},
+    "gated-pixelcnn": {**_DIGITS, "hidden": 64, "blocks": 4},
+    "pixelcnnpp": {**_DIGITS, "blocks": 1, "hidden": 32},
     "c3d": {**_MOTION, "dropout": 0.5},
     "single-frame": _MOTION,
 }
@@ -77,7 +78,8 @@ def train(
 ) -> None:
     """Train a model; Ctrl-C saves, and --resume continues to the same bits.
 
-    pixelcnn learns to draw scikit-learn's 1,797 digits of 8×8 pixels; `vidgen sample` draws with its weights. c3d
+    pixelcnn, and class by class gated-pixelcnn and pixelcnnpp, learn to draw scikit-learn's 1,797 digits of 8×8
+    pixels; `vidgen sample` draws with their weights. c3d
     learns to tell how a digit moves. single-frame is its control: it looks at one frame at a time, and none shows how.
 
     The folder gets best.safetensors, last.safetensors, metrics.jsonl and the state to resume from. Several processes:
@@ -87,20 +89,22 @@ def train(
 
     Args:
         model: which model.
-        data: digits for pixelcnn, moving-digits for c3d and single-frame.
+        data: moving-digits for c3d and single-frame, else digits.
         out: the run's folder; runs/MODEL-DATA if not given.
-        steps: training steps; the learning rate falls to 0 over them. 1000 for pixelcnn, else 100.
-        batch_size: images or clips per step, over all processes. 64 for pixelcnn, else 32.
-        hidden: pixelcnn: width inside the residual blocks, 64; outside it is twice that.
-        blocks: pixelcnn: number of residual blocks, 6.
+        steps: training steps; the learning rate falls to 0 over them. 100 for c3d and single-frame, else 1000.
+        batch_size: images or clips per step, over all processes. 32 for c3d and single-frame, else 64.
+        hidden: pixelcnn: width inside the residual blocks, 64, outside it is twice that; gated-pixelcnn: width of both
+            stacks, 64; pixelcnnpp: filters of both streams, 32.
+        blocks: pixelcnn: residual blocks, 6; gated-pixelcnn: layers after the first, 4; pixelcnnpp: blocks of each
+            stream and scale, 1.
         width: c3d, single-frame: channels of the first convolution, 8.
         frames: c3d, single-frame: frames of a clip, 16.
         size: c3d, single-frame: height and width of a clip, 32.
         clips: c3d, single-frame: clips to train on, 4096.
-        dropout: pixelcnn, c3d: share of values dropped in training, 0.5.
-        learning_rate: AdamW's, at its highest. 0.002 for pixelcnn, else 0.001.
-        warmup: steps over which the learning rate rises. 100 for pixelcnn, else 20.
-        weight_decay: AdamW's. 0 for pixelcnn, else 0.01.
+        dropout: all but single-frame: share of values dropped in training, 0.5.
+        learning_rate: AdamW's, at its highest. 0.001 for c3d and single-frame, else 0.002.
+        warmup: steps over which the learning rate rises. 20 for c3d and single-frame, else 100.
+        weight_decay: AdamW's. 0.01 for c3d and single-frame, else 0.
         ema: decay of the weights' moving average, which is validated and saved; 0 turns it off. 0.99 for pixelcnn, else
             0.95.
         seed: decides weights, order of the examples and dropout.
@@ -158,7 +162,7 @@ def train(
         progress=progress,
     )
     torch.manual_seed(seed)
-    task = _pixelcnn_task(options) if model == "pixelcnn" else _motion_task(model, options, seed)
+    task = _motion_task(model, options, seed) if model in ("c3d", "single-frame") else _digits_task(model, options)
     summary = run(task, settings)
     if require("accelerate", extra="train").PartialState().is_main_process:
         if summary.interrupted:
@@ -166,9 +170,13 @@ def train(
         else:
             print(f"trained {summary.step} steps in {summary.seconds:.0f} s")
         if summary.best is not None:
-            unit = "bits/dim on held-out images" if model == "pixelcnn" else "nats of cross entropy on held-out clips"
+            unit = (
+                "bits/dim on held-out images"
+                if options["data"] == "digits"
+                else "nats of cross entropy on held-out clips"
+            )
             print(f"best so far: {summary.best:.4f} {unit} at step {summary.best_step}")
-            if model != "pixelcnn":
+            if options["data"] != "digits":
                 print(_motion_verdict(out, options, seed))
         print(f"weights in {out}: best.safetensors, last.safetensors")
 
@@ -191,21 +199,30 @@ def _options(model: ModelName, given: dict[str, Any]) -> dict[str, Any]:
 _OPTIMIZATION = ("steps", "learning_rate", "weight_decay", "warmup")
 
 
-def _pixelcnn_task(options: dict[str, Any]) -> Task:
+def _digits_task(model: ModelName, options: dict[str, Any]) -> Task:
     from vidgen.data import DIGITS_LEVELS, digits
-    from vidgen.models import PixelCNN
+    from vidgen.models import GatedPixelCNN, PixelCNN, PixelCNNPP
+    from vidgen.nn import initialize_from_data
     from vidgen.train.likelihood import likelihood_task
 
-    images, held_out = digits("train")[0], digits("validation")[0]
-    height, width = images.shape[2:]
-    network = PixelCNN(
-        (1, height, width), DIGITS_LEVELS, options["hidden"], options["blocks"], dropout=options["dropout"]
-    )
+    data, held_out = digits("train"), digits("validation")
+    height, width = data[0].shape[2:]
+    shape, hidden, blocks, dropout = (1, height, width), options["hidden"], options["blocks"], options["dropout"]
     optimization = {name: options[name] for name in _OPTIMIZATION}
-    return likelihood_task(network, images, held_out, **optimization, description={"data": options["data"]})
+    description = {"data": options["data"]}
+    if model == "pixelcnn":
+        network = PixelCNN(shape, DIGITS_LEVELS, hidden, blocks, dropout=dropout)
+        return likelihood_task(network, data[0], held_out[0], **optimization, description=description)
+    conditional: GatedPixelCNN | PixelCNNPP
+    if model == "gated-pixelcnn":
+        conditional = GatedPixelCNN(shape, DIGITS_LEVELS, hidden, blocks, classes=10, dropout=dropout)
+    else:
+        conditional = PixelCNNPP(shape, blocks, hidden, 5, 10, dropout, DIGITS_LEVELS)
+        initialize_from_data(conditional.train(), data[0][:256], data[1][:256])
+    return likelihood_task(conditional, data, held_out, **optimization, description=description)
 
 
-def _motion_task(model: Literal["c3d", "single-frame"], options: dict[str, Any], seed: int) -> Task:
+def _motion_task(model: Any, options: dict[str, Any], seed: int) -> Task:
     from vidgen.train.classification import classification_task
     from vidgen.train.moving_digits import motion_clips, motion_model
 

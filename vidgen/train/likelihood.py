@@ -12,8 +12,8 @@ from vidgen.train.task import Modules, Task
 
 def likelihood_task(
     model: nn.Module,
-    train: Tensor,
-    validation: Tensor | None,
+    train: Tensor | tuple[Tensor, Tensor],
+    validation: Tensor | tuple[Tensor, Tensor] | None,
     *,
     steps: int,
     learning_rate: float = 1e-3,
@@ -26,7 +26,7 @@ def likelihood_task(
 
     Args:
         model: has ``head`` (``vidgen.sampling.Head``) and ``config``, such as ``vidgen.models.PixelCNN``.
-        train, validation: integer images (N, C, H, W).
+        train, validation: integer images (N, C, H, W); for a class-conditional model (images, int64 labels (N,)).
         steps: training steps of the whole run, which the learning rate's cosine spans.
         learning_rate: at its highest.
         weight_decay: AdamW's.
@@ -40,23 +40,24 @@ def likelihood_task(
     """
     head: Any = model.head
 
-    def bits_per_dim(modules: Modules, images: Tensor) -> Tensor:
+    def bits_per_dim(modules: Modules, batch: list[Tensor]) -> Tensor:
         # the model is called, not its log_prob: distributed training hooks into the call
-        nats = head.log_prob(modules["model"](images), images)
+        images = batch[0]
+        nats = head.log_prob(modules["model"](*batch), images)
         return -nats / (math.log(2.0) * math.prod(images.shape[1:]))
 
     def loss(modules: Modules, batch: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        bits = bits_per_dim(modules, batch[0]).mean()
+        bits = bits_per_dim(modules, batch).mean()
         return bits * math.log(2.0), {"bits_per_dim": bits}
 
     def evaluate(modules: Modules, batch: list[Tensor]) -> dict[str, Tensor]:
-        return {"bits_per_dim": bits_per_dim(modules, batch[0])}
+        return {"bits_per_dim": bits_per_dim(modules, batch)}
 
     return one_model_task(
         "likelihood",
         model,
-        data=TensorDataset(train),
-        validation=None if validation is None else TensorDataset(validation),
+        data=_dataset(train),
+        validation=None if validation is None else _dataset(validation),
         loss=loss,
         evaluate=evaluate,
         monitor="bits_per_dim",
@@ -67,3 +68,7 @@ def likelihood_task(
         max_grad_norm=max_grad_norm,
         description=description,
     )
+
+
+def _dataset(examples: Tensor | tuple[Tensor, Tensor]) -> TensorDataset:
+    return TensorDataset(*((examples,) if isinstance(examples, Tensor) else examples))
