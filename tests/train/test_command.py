@@ -40,6 +40,16 @@ def test_train_then_sample_by_the_command_line(tmp_path, capsys):
         assert numpy.array_equal(grid[top : top + 16 : 2, left : left + 16 : 2], numpy.round(image * (255 / 16)))
 
 
+@pytest.mark.parametrize("model", ["gated-pixelcnn", "pixelcnnpp"])
+def test_conditional_models_learn_labels(model, tmp_path):
+    train(model, out=tmp_path / "run", **SMALL)
+    best = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    images, labels = torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10)
+    with torch.no_grad():
+        assert len(best.bits_per_dim(images, labels).unique()) == 10
+    assert read_metadata(tmp_path / "run" / "best.safetensors")["model"] == model
+
+
 def test_raw_samples_of_a_run(tmp_path, capsys):
     train("pixelcnn", out=tmp_path / "run", **SMALL)
     sample(tmp_path / "run", n=5, out=tmp_path / "five.npy", device="cpu")
