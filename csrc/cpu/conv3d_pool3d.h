@@ -49,8 +49,9 @@ struct Conv3dGradWeightPlan {
   int64_t block[4], blocks[4], all_blocks;      // of outputs: clips, depth, height, width
   int64_t out_range, group_range, part_blocks;  // of one task
   int64_t out_ranges, group_ranges, parts, tasks;
+  bool unrolled;  // a column's run of taps is written out in whole vectors
   // Sums: [part][output channel][group][row of taps][tap and channel], and a vector for the bias behind the groups.
-  int64_t row_pitch, group_pitch, channel_pitch;
+  int64_t row_pitch, group_pitch, channel_pitch, pixel_pitch;
   size_t sums_bytes, scratch_bytes;  // of all tasks; of one, 64-byte aligned
 };
 

@@ -1,121 +1,35 @@
 // The gradients of the weight and the bias: every gradient of z times what its taps saw of x.
 //
 // Behind max-pooling and ReLU one gradient in eight, or in sixteen, is not zero, and those of two output channels are
-// zero at different places: no row of a matrix product is. So an output channel's gradients are listed, zeros left out,
-// and the list is walked: a register tile holds the sums of some taps (three rows of three taps by a vector of 16 input
-// channels, three times for 3 x 3 x 3 with AVX-512), and a gradient adds its product with as many vectors of x, each
-// loaded as the multiply-add's operand. That is two loads and two multiply-adds a cycle while x comes from the first
-// cache, so also lists without zeros run near the roofline, and a form of its own for dense gradients is not needed.
+// not zero at different places. So an output channel's gradients are listed, zeros left out, and multiplied in the
+// register tiles of listed_products.h; where few are zero, dense tiles take all.
 //
-// Hence the blocking. A block is a box of outputs whose input, staged with zeros around it, is at most 24 KiB for a
-// group of input channels: a vector of them (fewer where there are fewer; more for kernels of few taps, which would not
-// fill the registers). A row of taps is one run of kw * channels values, as in the direct form of the convolution. A
-// task takes some output channels, some groups and a contiguous range of blocks, all cut by the shapes alone; its sums
-// are kept in memory of its own, and in the end those of all ranges are added in order. So bits do not depend on
-// threads.
+// Both want x in the first cache, hence the blocking. A block is a box of outputs whose input, staged with zeros around
+// it, is at most 24 KiB for a group of input channels: a vector of them (more for kernels of few taps, which would not
+// fill the registers). A row of taps is one run of kw * channels values, as in the direct form of the convolution; with
+// less than a vector of channels every column's run is written out, so that it begins with a line of the cache.
+//
+// A task takes some output channels, some groups and a contiguous range of blocks, all cut by the shapes alone; its
+// sums are kept in memory of its own, and in the end those of all ranges are added in order. So bits depend on no
+// thread.
 //
 // 0 * NaN is NaN, and x may hold one. Staging notices whatever is not finite, and a block in which something was lists
-// its zeros too. With finite x a zero changes no sum, so both lists give the same bits.
+// its zeros too.
 #pragma once
 
 #include "convert.h"
+#include "listed_products.h"
 #include "stage.h"
 
 namespace vidgen::VIDGEN_ISA {
 
-constexpr int kSumRegisters = kVectorBytes == 64 ? 28 : 12;  // of a tile; x needs none, the gradient one
-constexpr int kMostVectors = 9;                              // of a tile along a row of taps
-constexpr int kMostTapRows = 9;
 constexpr int64_t kGroupBytes = 24 << 10;               // of a block's input, for one group of channels
 constexpr int64_t kBlockOutputs = 512;                  // of a block
 constexpr int64_t kListedChannels = 64;                 // output channels of a task
 constexpr int64_t kGradWeightTasks = 32;                // at least, where outputs suffice
 constexpr int64_t kLeastOutputs = 1024;                 // of a task
+constexpr double kDenseShare = .75;                     // of gradients that are not zero: no lists
 constexpr double kVisitCycles = 100, kStageCycles = 3;  // of a list; of a vector of x
-
-// What a list of gradients adds to a tile: sums[row][vector] += value[k] * x[pixel[k]][row][vector].
-template <class T, int rows, int vectors>
-void gather_tile(const T* x, const int64_t* row_offset, int64_t pitch, const int32_t* pixel, const T* value,
-                 int64_t count, T* sums, int64_t row_pitch) {
-  constexpr int lanes = kLanes<T>;
-  Vec<T> sum[rows][vectors];
-  const T* row[rows];
-#pragma GCC unroll 9
-  for (int i = 0; i < rows; ++i) {
-    row[i] = x + row_offset[i];
-#pragma GCC unroll 9
-    for (int j = 0; j < vectors; ++j) sum[i][j] = Vec<T>{};
-  }
-  for (int64_t k = 0; k < count; ++k) {
-    int64_t at = pixel[k] * pitch;
-    T factor = value[k];
-#pragma GCC unroll 9
-    for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 9
-      for (int j = 0; j < vectors; ++j) sum[i][j] = multiply_add<T>(factor, load(row[i] + at + j * lanes), sum[i][j]);
-    }
-  }
-#pragma GCC unroll 9
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 9
-    for (int j = 0; j < vectors; ++j) {
-      T* out = sums + i * row_pitch + j * lanes;
-      store(out, load(out) + sum[i][j]);
-    }
-  }
-}
-
-template <class T, int rows, int vectors>
-constexpr decltype(&gather_tile<T, 1, 1>) gather_tile_or_null() {
-  if constexpr (rows * vectors <= kSumRegisters) {
-    return &gather_tile<T, rows, vectors>;
-  } else {
-    return nullptr;
-  }
-}
-
-template <class T, class Index>
-struct GatherTable;
-template <class T, size_t... i>
-struct GatherTable<T, std::index_sequence<i...>> {
-  static constexpr decltype(&gather_tile<T, 1, 1>) tile[] = {
-      gather_tile_or_null<T, i / kMostVectors + 1, i % kMostVectors + 1>()...};
-};
-template <class T>
-using GatherTiles = GatherTable<T, std::make_index_sequence<kMostTapRows * kMostVectors>>;
-
-// Appends the lanes of v that are not zero (or all `used` first ones) with their pixels; returns how many. Whole
-// vectors are written.
-template <class T>
-VIDGEN_INLINE int64_t append(Vec<T> v, const int32_t* pixel, int64_t used, bool zeros_too, int32_t* to_pixel,
-                             T* to_value) {
-#if defined(__AVX512F__)
-  uint32_t keep;
-  if constexpr (sizeof(T) == 4) {
-    keep = _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-  } else {
-    keep = _mm512_cmp_pd_mask((__m512d)v, _mm512_setzero_pd(), _CMP_NEQ_UQ);
-  }
-  keep = (keep | -uint32_t(zeros_too)) & ((1u << used) - 1);
-  if constexpr (sizeof(T) == 4) {
-    _mm512_storeu_ps(to_value, _mm512_maskz_compress_ps(__mmask16(keep), (__m512)v));
-    _mm512_storeu_si512(to_pixel, _mm512_maskz_compress_epi32(__mmask16(keep), _mm512_loadu_si512(pixel)));
-  } else {
-    _mm512_storeu_pd(to_value, _mm512_maskz_compress_pd(__mmask8(keep), (__m512d)v));
-    __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pixel));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to_pixel), _mm256_maskz_compress_epi32(__mmask8(keep), at));
-  }
-  return __builtin_popcount(keep);
-#else
-  int64_t count = 0;
-  for (int64_t i = 0; i < used; ++i) {
-    to_pixel[count] = pixel[i];
-    to_value[count] = v[i];
-    count += zeros_too || !(v[i] == 0);
-  }
-  return count;
-#endif
-}
 
 // The sizes that cut an axis into even pieces, and their number, the longest first: calls f(size, number).
 template <class F>
@@ -130,19 +44,21 @@ VIDGEN_INLINE void for_each_cut(int64_t size, F f) {
 // The box with the fewest cycles beside the products: those of visiting a list, and of staging.
 template <class T>
 void choose_block(const Conv3dPool3d& p, int64_t batch, Conv3dGradWeightPlan& plan) {
-  int64_t largest = kGroupBytes / (plan.group_channels * int64_t(sizeof(T)));
+  int64_t largest = kGroupBytes / (plan.pixel_pitch * int64_t(sizeof(T)));
   double best = 0;
-  int64_t pixels = 1, outputs = 1, boxes = 1;  // of the best
-  for (int axis = 0; axis < 3; ++axis) pixels *= p.kernel[axis], plan.block[1 + axis] = 1, boxes *= p.out_size[axis];
+  int64_t beside = plan.unrolled ? 0 : p.kernel[2] - 1;
+  int64_t pixels = p.kernel[0] * p.kernel[1] * (1 + beside), outputs = 1, boxes = 1;  // of the best
+  for (int axis = 0; axis < 3; ++axis) plan.block[1 + axis] = 1, boxes *= p.out_size[axis];
   for_each_cut(p.out_size[0], [&](int64_t depth, int64_t deep) {
     int64_t planes = depth + p.kernel[0] - 1;
     for_each_cut(p.out_size[1], [&](int64_t height, int64_t high) {
       int64_t lines = planes * (height + p.kernel[1] - 1);
       if (lines > largest) return;
       for_each_cut(p.out_size[2], [&](int64_t width, int64_t wide) {
-        int64_t staged = lines * (width + p.kernel[2] - 1), size = depth * height * width;
+        int64_t staged = lines * (width + beside), size = depth * height * width;
         if (staged > largest || size > kBlockOutputs) return;
-        double around = double(p.out_channels) * kVisitCycles + double(staged) * kStageCycles;
+        double around = double(p.out_channels) * kVisitCycles +
+                        double(staged * (plan.unrolled ? plan.row_pitch / kLanes<T> : 1)) * kStageCycles;
         double cycles = double(deep * high * wide) * around;
         if (best > 0 && cycles >= best) return;
         best = cycles, pixels = staged, outputs = size, boxes = deep * high * wide;
@@ -189,10 +105,12 @@ struct GradWeightTask {
   int64_t first_out, outs, first_group, last_group;
   int64_t columns, rows, planes;  // of a clip's staged input
   int64_t outputs, capacity;      // of the block at hand; of a list
+  int64_t dense_pitch;
   T* staged;
   int64_t *row_offset, *count, *source;  // where an output's gradient lies
   int32_t *pixel, *listed_pixel;         // where in the staged input its taps begin
-  T* listed_value;
+  T *listed_value, *dense_value;
+  T* line;         // a row of x, before it is unrolled
   bool* adjacent;  // a vector of outputs from here on lies in a row of memory
 
   GradWeightTask(const Conv3dPool3d& problem, const Conv3dGradWeightPlan& of, int64_t task, Arena& arena)
@@ -201,20 +119,23 @@ struct GradWeightTask {
     outs = smaller(plan.out_range, p.out_channels - first_out);
     first_group = task / plan.out_ranges % plan.group_ranges * plan.group_range;
     last_group = smaller(plan.groups, first_group + plan.group_range);
-    columns = plan.block[3] + p.kernel[2] - 1;
+    columns = plan.block[3] + (plan.unrolled ? 0 : p.kernel[2] - 1);
     rows = plan.block[2] + p.kernel[1] - 1;
     planes = plan.block[1] + p.kernel[0] - 1;
     int64_t most = plan.block[0] * plan.block[1] * plan.block[2] * plan.block[3];
     capacity = round_up(most, kLanes<T>) + kLanes<T>;
     // the last run ends in a whole vector
-    staged = arena.take<T>(plan.block[0] * planes * rows * columns * plan.group_channels +
+    staged = arena.take<T>(plan.block[0] * planes * rows * columns * plan.pixel_pitch +
                            larger(plan.row_pitch, 4 * kLanes<T>));
+    line = arena.take<T>((plan.block[3] + p.kernel[2] - 1) * plan.group_channels + plan.row_pitch);
     row_offset = arena.take<int64_t>(plan.tap_rows);
     count = arena.take<int64_t>(plan.out_range);
     source = arena.take<int64_t>(capacity);
     pixel = arena.take<int32_t>(capacity);
     listed_pixel = arena.take<int32_t>(plan.out_range * capacity);
     listed_value = arena.take<T>(plan.out_range * capacity);
+    dense_pitch = round_up(plan.out_range, kLanes<T>);
+    dense_value = arena.take<T>(capacity * dense_pitch);
     adjacent = arena.take<bool>(capacity / kLanes<T>);
   }
 
@@ -257,35 +178,44 @@ struct GradWeightTask {
     }
   }
 
-  // Lists the gradients of all of the task's channels; `bias_sums` (or null) takes their sums.
-  void list(const ClipView& grad, bool zeros_too, T* bias_sums) {
+  // A square of gradients, a vector of outputs for each of as many channels.
+  VIDGEN_INLINE void load_gradients(const ClipView& grad, int64_t o, int64_t m, Vec<T>* tile) const {
     constexpr int lanes = kLanes<T>;
-    const E* base = static_cast<const E*>(grad.data) + first_out * grad.channel_stride;
+    int64_t wide = smaller(lanes, outs - o), high = smaller(lanes, outputs - m);
+    const E* base = static_cast<const E*>(grad.data) + (first_out + o) * grad.channel_stride;
+    const int64_t* from = source + m;
+    if (grad.channel_stride == 1) {
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i)
+        tile[i] = i >= high ? Vec<T>{} : wide == lanes ? load(base + from[i]) : load(base + from[i], wide);
+      transpose<T>(tile);
+      return;
+    }
+    for (int64_t j = 0; j < lanes; ++j) {
+      const E* plane = base + j * grad.channel_stride;
+      if (j >= wide) {
+        tile[j] = Vec<T>{};
+      } else if (adjacent[m / lanes]) {
+        tile[j] = high == lanes ? load(plane + from[0]) : load(plane + from[0], high);
+      } else {
+        T value[lanes] = {};
+        for (int64_t i = 0; i < high; ++i) value[i] = to_scalar(plane[from[i]]);
+        tile[j] = load(value);
+      }
+    }
+  }
+
+  // Lists the gradients of all of the task's channels; `bias_sums` (or null) takes their sums. Returns how many.
+  int64_t list(const ClipView& grad, bool zeros_too, T* bias_sums) {
+    constexpr int lanes = kLanes<T>;
+    int64_t all = 0;
     for (int64_t o = 0; o < outs; o += lanes) {
       int64_t wide = smaller(lanes, outs - o), listed[lanes] = {};
       Vec<T> total[lanes] = {};
       for (int64_t m = 0; m < outputs; m += lanes) {
-        int64_t high = smaller(lanes, outputs - m);
-        const int64_t* from = source + m;
         Vec<T> tile[lanes];
-        if (grad.channel_stride == 1) {
-          const E* column = base + o;
-#pragma GCC unroll 16
-          for (int i = 0; i < lanes; ++i)
-            tile[i] = i >= high ? Vec<T>{} : wide == lanes ? load(column + from[i]) : load(column + from[i], wide);
-          transpose<T>(tile);
-        } else {
-          for (int64_t j = 0; j < wide; ++j) {
-            const E* plane = base + (o + j) * grad.channel_stride;
-            if (adjacent[m / lanes]) {
-              tile[j] = high == lanes ? load(plane + from[0]) : load(plane + from[0], high);
-            } else {
-              T value[lanes] = {};
-              for (int64_t i = 0; i < high; ++i) value[i] = to_scalar(plane[from[i]]);
-              tile[j] = load(value);
-            }
-          }
-        }
+        load_gradients(grad, o, m, tile);
+        int64_t high = smaller(lanes, outputs - m);
         for (int64_t j = 0; j < wide; ++j) {
           int64_t to = (o + j) * capacity + listed[j];
           total[j] += tile[j];
@@ -293,33 +223,59 @@ struct GradWeightTask {
         }
       }
       for (int64_t j = 0; j < wide; ++j) {
-        count[o + j] = listed[j];
+        all += count[o + j] = listed[j];
         if (bias_sums == nullptr) continue;
         T* sums = bias_sums + (o + j) * plan.channel_pitch;
         store(sums, load(sums) + total[j]);
       }
     }
+    return all;
+  }
+
+  // Copies them instead, channels next to each other.
+  void copy_dense(const ClipView& grad) {
+    constexpr int lanes = kLanes<T>;
+    for (int64_t o = 0; o < outs; o += lanes) {
+      for (int64_t m = 0; m < outputs; m += lanes) {
+        Vec<T> tile[lanes];
+        load_gradients(grad, o, m, tile);
+        transpose<T>(tile);
+        for (int64_t i = 0; i < smaller(lanes, outputs - m); ++i)
+          store(dense_value + (m + i) * dense_pitch + o, tile[i]);
+      }
+    }
+  }
+
+  // What the taps of a row see from every column, in whole vectors.
+  VIDGEN_INLINE void unroll(int64_t channels, T* out) const {
+    for (int64_t w = 0; w < columns; ++w) {
+      for (int64_t i = 0; i < plan.row_pitch; i += kLanes<T>, out += kLanes<T>)
+        store(out, load(line + w * channels + i));
+    }
   }
 
   // The input of a block, `channels` of it from `first_channel` on; false if it is not finite.
   bool stage(const Box& box, const ClipView& x, int64_t first_channel, int64_t channels) {
-    int64_t line = columns * channels, left = box.first[3] - p.before[2];
-    int64_t skipped = larger(0, -left), begin = larger(0, left);
-    int64_t width = larger(0, smaller(p.in_size[2] - begin, columns - skipped));
+    int64_t pitch = plan.unrolled ? plan.pixel_pitch : channels, read = plan.block[3] + p.kernel[2] - 1;
+    int64_t left = box.first[3] - p.before[2], skipped = larger(0, -left), begin = larger(0, left);
+    int64_t width = larger(0, smaller(p.in_size[2] - begin, read - skipped));
     T* out = staged;
+    if (plan.unrolled) zero(line + read * channels, plan.row_pitch);
     for (int64_t n = 0; n < box.size[0]; ++n) {
       for (int64_t d = 0; d < planes; ++d) {
         int64_t depth = box.first[1] - p.before[0] + d;
-        for (int64_t h = 0; h < rows; ++h, out += line) {
+        for (int64_t h = 0; h < rows; ++h, out += columns * pitch) {
           int64_t row = box.first[2] - p.before[1] + h;
           if (depth < 0 || depth >= p.in_size[0] || row < 0 || row >= p.in_size[1] || width == 0) {
-            zero(out, line);
+            zero(out, columns * pitch);
             continue;
           }
-          zero(out, skipped * channels);
+          T* to = plan.unrolled ? line : out;
+          zero(to, skipped * channels);
           stage_row(element_at<E>(x, box.first[0] + n, depth, row, begin, first_channel), x.channel_stride, x.stride[2],
-                    width, channels, out + skipped * channels, channels);
-          zero(out + (skipped + width) * channels, (columns - skipped - width) * channels);
+                    width, channels, to + skipped * channels, channels);
+          zero(to + (skipped + width) * channels, (read - skipped - width) * channels);
+          if (plan.unrolled) unroll(channels, out);
         }
       }
     }
@@ -327,20 +283,27 @@ struct GradWeightTask {
     return all_finite(staged, out - staged);
   }
 
-  // Adds what the listed gradients and the staged input give to the sums of a group.
-  void gather(int64_t group, T* sums) {
+  // Adds to the sums of a group what the gradients, listed or dense, and the staged input give.
+  void multiply(int64_t group, bool dense, T* sums) {
     int64_t channels = channels_of(p, plan, group), vectors = vectors_of<T>(p, channels);
+    int64_t pitch = plan.unrolled ? plan.pixel_pitch : channels, step = dense ? kDenseChannels : 1;
     for (int64_t i = 0; i < plan.tap_rows; ++i)
-      row_offset[i] = (i / p.kernel[1] * rows + i % p.kernel[1]) * columns * channels;
-    for (int64_t o = 0; o < outs; ++o) {
-      if (count[o] == 0) continue;
+      row_offset[i] = (i / p.kernel[1] * rows + i % p.kernel[1]) * columns * pitch;
+    int tallest = int(smaller(kMostTapRows, (dense ? kDenseVectors : kListedVectors) / vectors));
+    for (int64_t o = 0; o < outs; o += step) {
+      if (!dense && count[o] == 0) continue;
       T* to = sums + o * plan.channel_pitch + group * plan.group_pitch;
-      for_each_tile(plan.tap_rows, int(smaller(kMostTapRows, kSumRegisters / vectors)),
-                    [&](int64_t first, int64_t height) {
-                      GatherTiles<T>::tile[(height - 1) * kMostVectors + vectors - 1](
-                          staged, row_offset + first, channels, listed_pixel + o * capacity,
-                          listed_value + o * capacity, count[o], to + first * plan.row_pitch, plan.row_pitch);
-                    });
+      for_each_tile(plan.tap_rows, tallest, [&](int64_t first, int64_t height) {
+        int64_t tile = (height - 1) * kMostVectors + vectors - 1;
+        T* tile_sums = to + first * plan.row_pitch;
+        if (dense) {
+          Products<T>::dense[tile](staged, row_offset + first, pitch, pixel, dense_value + o, dense_pitch, outputs,
+                                   tile_sums, plan.row_pitch, plan.channel_pitch, smaller(step, outs - o));
+        } else {
+          Products<T>::listed[tile](staged, row_offset + first, pitch, listed_pixel + o * capacity,
+                                    listed_value + o * capacity, count[o], tile_sums, plan.row_pitch);
+        }
+      });
     }
   }
 };
@@ -363,15 +326,17 @@ void grad_weight(const Conv3dPool3d& p, const Conv3dGradWeightPlan& plan, int64_
   for (int64_t b = part * plan.part_blocks; b < smaller(plan.all_blocks, (part + 1) * plan.part_blocks); ++b) {
     auto box = work.box_of(b);
     work.locate(box, grad);
-    work.list(grad, false, bias_sums);
     bool has_zeros = false;
+    double share = double(work.list(grad, false, bias_sums)) / double(work.outs * work.outputs);
+    bool dense = share > kDenseShare && plan.row_pitch <= kDenseVectors * kLanes<T>;
+    if (dense) work.copy_dense(grad);
     for (int64_t group = work.first_group; group < work.last_group; ++group) {
       bool finite = work.stage(box, x, group * plan.group_channels, channels_of(p, plan, group));
-      if (!finite && !has_zeros) {
+      if (!finite && !dense && !has_zeros) {
         work.list(grad, true, nullptr);
         has_zeros = true;
       }
-      work.gather(group, own);
+      work.multiply(group, dense, own);
     }
   }
 }
@@ -416,6 +381,8 @@ Conv3dGradWeightPlan plan_grad_weight(const Conv3dPool3d& p, int64_t batch) {
   plan.group_channels = smaller(p.in_channels, lanes * smaller(wanted, most));
   plan.groups = divide_up(p.in_channels, plan.group_channels);
   plan.row_pitch = vectors_of<T>(p, plan.group_channels) * lanes;
+  plan.unrolled = p.in_channels < lanes;
+  plan.pixel_pitch = plan.unrolled ? plan.row_pitch : plan.group_channels;
   plan.group_pitch = plan.tap_rows * plan.row_pitch;
   plan.channel_pitch = plan.groups * plan.group_pitch + lanes;
   choose_block<T>(p, batch, plan);
