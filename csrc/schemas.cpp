@@ -41,7 +41,7 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
       "str algorithm) -> (str, float)");
 
   // Convolution, bias, activation and max-pooling; the gradient of what the activation reads, and from that those of
-  // the input and the weight. `padding` is six numbers: before and after, for depth, height and width.
+  // the input, and of weight and bias. `padding` is six numbers: before and after, for depth, height and width.
   m.def(
       "conv3d_pool3d(Tensor x, Tensor weight, Tensor? bias, int[] padding, str activation, int[] pool, "
       "bool ceil_mode, str algorithm, str? impl, Tensor? packed) -> Tensor");
@@ -51,7 +51,7 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
   m.def("conv3d_pool3d_grad_input(Tensor grad, Tensor weight, int[] padding, str algorithm, str? impl) -> Tensor");
   m.def(
       "conv3d_pool3d_grad_weight(Tensor grad, Tensor x, int[] kernel_size, int[] padding, str algorithm, str? impl) "
-      "-> Tensor");
+      "-> (Tensor, Tensor)");
   m.def(
       "conv3d_pool3d_reference(Tensor x, Tensor weight, Tensor? bias, int[] padding, str activation, int[] pool, "
       "bool ceil_mode, str why) -> Tensor");
@@ -61,7 +61,7 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
   m.def("conv3d_pool3d_grad_input_reference(Tensor grad, Tensor weight, int[] padding, str why) -> Tensor");
   m.def(
       "conv3d_pool3d_grad_weight_reference(Tensor grad, Tensor x, int[] kernel_size, int[] padding, str why) "
-      "-> Tensor");
+      "-> (Tensor, Tensor)");
   // The weight in the layout of one form of this machine's CPU kernel, chosen for clips of input_size (empty: unknown).
   m.def("conv3d_pool3d_pack(Tensor weight, int[] input_size, int[] padding, int[] pool, str algorithm) -> Tensor");
   m.def(

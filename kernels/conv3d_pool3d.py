@@ -381,3 +381,10 @@ def grad_weight(
             partial, result, splits, IN=channels_in, OUT=channels_out, TAPS=taps, BLOCK=256, num_warps=4
         )
     return result
+
+
+def grad_weight_and_bias(
+    grad: torch.Tensor, x: torch.Tensor, kernel_size: Sequence[int], padding: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As above, and the gradient (Cout,) of the bias, which is PyTorch's own sum."""
+    return grad_weight(grad, x, kernel_size, padding), grad.sum((0, 2, 3, 4))

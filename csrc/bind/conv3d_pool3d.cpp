@@ -269,6 +269,36 @@ Tensor grad_input(Tensor grad, Tensor weight, Sizes padding, std::string algorit
   return out;
 }
 
+std::tuple<Tensor, Tensor> grad_weight(Tensor grad, Tensor x, Sizes kernel_size, Sizes padding, std::string algorithm,
+                                       std::optional<std::string> impl) {
+  direct_only(algorithm);  // there is one form; the argument is here for the double backward to pass on
+  if (auto why = handed_over("conv3d_pool3d_grad_weight", impl, x.scalar_type()))
+    return call_reference_of_two("vidgen::conv3d_pool3d_grad_weight_reference", grad, x, kernel_size, padding, *why);
+  check(kernel_size.size() == 3, "kernel_size must be three numbers, got ", kernel_size.size());
+  check(x.dim() == 5 && grad.dim() == 5, "x and grad must be 5-d (N, C, D, H, W), got shapes ", sizes_of(x), " and ",
+        sizes_of(grad));
+  check_same("grad", grad, "x", x);
+  const Sizes weight{grad.size(1), x.size(1), kernel_size[0], kernel_size[1], kernel_size[2]};
+  const Conv3dPool3d p = problem(weight, clip_size(x), padding, x.scalar_type());
+  check(grad.size(0) == x.size(0) && grad.size(2) == p.out_size[0] && grad.size(3) == p.out_size[1] &&
+            grad.size(4) == p.out_size[2],
+        "grad must have the shape of the convolution's output, got ", sizes_of(grad));
+  Tensor of_weight = torch::stable::empty(weight, x.scalar_type());
+  Tensor of_bias = torch::stable::empty({weight[0]}, x.scalar_type());
+  if (x.size(0) == 0) return {torch::stable::zero_(of_weight), torch::stable::zero_(of_bias)};
+  const Conv3dGradWeightPlan plan = kernels().plan_grad_weight(p, x.size(0));
+  const Tensor sums = empty_bytes(plan.sums_bytes);
+  const ClipView clips = readable(x), gradient = readable(grad);
+  void *bytes = sums.data_ptr(), *weights = of_weight.data_ptr(), *bias = of_bias.data_ptr();
+  parallel_tasks(plan.tasks, plan.scratch_bytes, [&](int64_t task, void* memory) {
+    kernels().grad_weight(p, plan, x.size(0), clips, gradient, bytes, task, memory);
+  });
+  parallel_tasks(p.out_channels, plan.scratch_bytes, [&](int64_t task, void* memory) {
+    kernels().combine_grad_weight(p, plan, bytes, weights, bias, task, memory);
+  });
+  return {of_weight, of_bias};
+}
+
 // The convolution that a weight is packed for. Where the size of the clips is unknown: deep layers see small ones.
 Conv3dPool3d expected(const Sizes& weight, ScalarType dtype, const Sizes& input_size, const Sizes& padding,
                       const Sizes& pool) {
@@ -327,6 +357,7 @@ STABLE_TORCH_LIBRARY_IMPL(vidgen, CPU, m) {
   m.impl("conv3d_pool3d", TORCH_BOX(&vidgen::forward));
   m.impl("conv3d_pool3d_grad_preactivation", TORCH_BOX(&vidgen::grad_preactivation));
   m.impl("conv3d_pool3d_grad_input", TORCH_BOX(&vidgen::grad_input));
+  m.impl("conv3d_pool3d_grad_weight", TORCH_BOX(&vidgen::grad_weight));
   m.impl("conv3d_pool3d_pack", TORCH_BOX(&vidgen::pack));
   m.impl("conv3d_pool3d_cpu_plan", TORCH_BOX(&vidgen::describe_plan));
 }

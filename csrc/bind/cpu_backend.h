@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <tuple>
 
 #include "bind/tensors.h"
 #include "cpu/views.h"
@@ -46,11 +47,20 @@ inline std::optional<std::string> handed_over(const char* op, const std::optiona
   return std::nullopt;
 }
 
+// The stack holds the arguments, then the results.
 template <typename... Args>
 Tensor call_reference(const char* op, const Args&... args) {
   StableIValue stack[] = {torch::stable::detail::from(args)...};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+template <typename... Args>
+std::tuple<Tensor, Tensor> call_reference_of_two(const char* op, const Args&... args) {
+  StableIValue stack[] = {torch::stable::detail::from(args)...};
+  static_assert(sizeof...(args) >= 2);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
 }  // namespace vidgen

@@ -1,6 +1,7 @@
 // The table of conv3d_pool3d for one instruction set. Compiled once per level, in a namespace named after it.
 #include "conv3d_pool3d.h"
 
+#include "conv3d_pool3d_grad_weight.h"
 #include "conv3d_pool3d_plan.h"
 
 namespace vidgen::VIDGEN_ISA {
@@ -86,10 +87,24 @@ void convert(Dtype dtype, const ClipView& from, const ClipView& to, int64_t chan
   by_dtype(dtype, [&]<class E>(E*) { convert_plane<E>(from, to, channels, size, task); });
 }
 
+Conv3dGradWeightPlan plan_weight(const Conv3dPool3d& p, int64_t batch) {
+  return by_dtype(p.dtype, [&]<class E>(E*) { return plan_grad_weight<E>(p, batch); });
+}
+
+void gradient_of_weight(const Conv3dPool3d& p, const Conv3dGradWeightPlan& plan, int64_t batch, const ClipView& x,
+                        const ClipView& grad, void* sums, int64_t task, void* scratch) {
+  by_dtype(p.dtype, [&]<class E>(E*) { grad_weight<E>(p, plan, batch, x, grad, sums, task, scratch); });
+}
+
+void combine(const Conv3dPool3d& p, const Conv3dGradWeightPlan& plan, const void* sums, void* weight, void* bias,
+             int64_t task, void* scratch) {
+  by_dtype(p.dtype, [&]<class E>(E*) { combine_grad_weight<E>(p, plan, sums, weight, bias, task, scratch); });
+}
+
 }  // namespace
 
 const Conv3dPool3dTable conv3d_pool3d = {
-    choose,       supports, pools_within, multiply_adds, pack_tasks, pack_scratch_bytes,
-    packed_bytes, pack,     schedule,     run,           finish,     convert};
+    choose,   supports, pools_within, multiply_adds, pack_tasks,  pack_scratch_bytes, packed_bytes, pack,
+    schedule, run,      finish,       convert,       plan_weight, gradient_of_weight, combine};
 
 }  // namespace vidgen::VIDGEN_ISA

@@ -42,6 +42,19 @@ struct Conv3dSchedule {
   size_t scratch_bytes;  // of one task; 64-byte aligned
 };
 
+// How the gradients of weight and bias are cut into tasks: by the shapes alone, so their bits do not depend on threads.
+struct Conv3dGradWeightPlan {
+  int64_t tap_rows;                             // kd * kh
+  int64_t group_channels, groups;               // of the input
+  int64_t block[4], blocks[4], all_blocks;      // of outputs: clips, depth, height, width
+  int64_t out_range, group_range, part_blocks;  // of one task
+  int64_t out_ranges, group_ranges, parts, tasks;
+  bool unrolled;  // a column's run of taps is written out in whole vectors
+  // Sums: [part][output channel][group][row of taps][tap and channel], and a vector for the bias behind the groups.
+  int64_t row_pitch, group_pitch, channel_pitch, pixel_pitch;
+  size_t sums_bytes, scratch_bytes;  // of all tasks; of one, 64-byte aligned
+};
+
 // Where results go. With `grad` the kernel writes, instead of pooled activations, the gradient of what the activation
 // reads: `grad` (of the pooled size) where a window has its maximum, zeros elsewhere.
 struct Conv3dTarget {
@@ -72,6 +85,14 @@ struct Conv3dPool3dTable {
   // Copies plane `task` of N * depth between layouts; fast where one of them has channels next to each other.
   void (*convert)(Dtype, const ClipView& from, const ClipView& to, int64_t channels, const int64_t (&size)[3],
                   int64_t task);
+
+  Conv3dGradWeightPlan (*plan_grad_weight)(const Conv3dPool3d&, int64_t batch);
+  // One of the plan's tasks fills its part of `sums`. `grad` is that of z.
+  void (*grad_weight)(const Conv3dPool3d&, const Conv3dGradWeightPlan&, int64_t batch, const ClipView& x,
+                      const ClipView& grad, void* sums, int64_t task, void* scratch);
+  // Adds the parts of output channel `task` up, to a contiguous weight and a bias.
+  void (*combine_grad_weight)(const Conv3dPool3d&, const Conv3dGradWeightPlan&, const void* sums, void* weight,
+                              void* bias, int64_t task, void* scratch);
 };
 
 // One per instruction set that the build could compile; each lives in a namespace named after the level.

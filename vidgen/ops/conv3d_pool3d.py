@@ -134,27 +134,22 @@ def reference_grad_input(grad: Tensor, weight: Tensor, padding: Sequence[int]) -
     return inner.to(grad.dtype).contiguous(memory_format=memory_format_of(grad))
 
 
-def _aten_grad_weight(grad: Tensor, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """The gradient of the weight, given that of z, by PyTorch's own convolution."""
-    symmetric = all(padding[2 * i] == padding[2 * i + 1] for i in range(3))
-    around = list(padding[::2]) if symmetric else [0, 0, 0]
-    x = x if symmetric else padded(x, padding)
+def reference_grad_weight(
+    grad: Tensor, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias, given that of z; 16-bit types accumulate in float32."""
+    wide, around = _wide(grad), padded(_wide(x), padding)
     # only its size and layout are read: with x's layout, PyTorch's kernels need no copy of their own
     size, layout = (grad.shape[1], x.shape[1], *kernel_size), memory_format_of(x)
-    weight = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
-    ones, only_weight = [1, 1, 1], [False, True, False]
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, ones, around, ones, False, [0, 0, 0], 1, only_weight
-    )[1].contiguous()
+    weight = torch.empty(size, dtype=wide.dtype, device=x.device, memory_format=layout)
+    ones, zeros, only_weight = [1, 1, 1], [0, 0, 0], [False, True, False]
+    of_weight = torch.ops.aten.convolution_backward(
+        wide, around, weight, None, ones, zeros, ones, False, zeros, 1, only_weight
+    )[1]
+    return of_weight.to(x.dtype).contiguous(), wide.sum((0, 2, 3, 4)).to(x.dtype)
 
 
-def reference_grad_weight(grad: Tensor, x: Tensor, kernel_size: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """As above; 16-bit types accumulate in float32."""
-    return _aten_grad_weight(_wide(grad), _wide(x), kernel_size, padding).to(x.dtype)
-
-
-# Backends. The CPU kernel is registered in C++ (csrc/bind/conv3d_pool3d.cpp); its rows here serve explain and info. The
-# gradient of the weight is PyTorch's own on the CPU.
+# Backends. The CPU kernel is registered in C++ (csrc/bind/conv3d_pool3d.cpp); its rows here serve explain and info.
 
 
 def _cpu_supports(x: Tensor, *_args: Any) -> str | None:
@@ -175,9 +170,9 @@ def _run_cuda(*args: Any) -> Tensor:
     return torch.ops.vidgen.conv3d_pool3d_cuda(*args)
 
 
-def _rows(launcher: str, run_reference: Any, *more: Backend, run_cpu: Any = None) -> tuple[Backend, ...]:
+def _rows(launcher: str, run_reference: Any, *more: Backend) -> tuple[Backend, ...]:
     return (
-        Backend("cpu", ("cpu",), always, _cpu_supports, run_cpu),
+        Backend("cpu", ("cpu",), always, _cpu_supports, None),
         *more,
         triton_row(_OP, launcher),
         reference_row(run_reference),
@@ -187,7 +182,7 @@ def _rows(launcher: str, run_reference: Any, *more: Backend, run_cpu: Any = None
 TABLE[_OP] = _rows("forward", reference, cuda_row(_cuda_supports, _run_cuda))
 TABLE[f"{_OP}_grad_preactivation"] = _rows("grad_preactivation", reference_grad_preactivation)
 TABLE[f"{_OP}_grad_input"] = _rows("grad_input", reference_grad_input)
-TABLE[f"{_OP}_grad_weight"] = _rows("grad_weight", reference_grad_weight, run_cpu=_aten_grad_weight)
+TABLE[f"{_OP}_grad_weight"] = _rows("grad_weight_and_bias", reference_grad_weight)
 
 
 # Registration: shapes, autograd, selection, autocast.
@@ -212,7 +207,7 @@ def _(grad, weight, padding, algorithm, impl):  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake("vidgen::conv3d_pool3d_grad_weight")
 def _(grad, x, kernel_size, padding, algorithm, impl):  # type: ignore[no-untyped-def]
-    return x.new_empty((grad.shape[1], x.shape[1], *kernel_size))
+    return x.new_empty((grad.shape[1], x.shape[1], *kernel_size)), x.new_empty((grad.shape[1],))
 
 
 @torch.library.register_fake("vidgen::conv3d_pool3d_pack")
@@ -238,14 +233,15 @@ def _backward_forward(ctx, grad_output):  # type: ignore[no-untyped-def]
         rule = (ctx.padding, ctx.activation, ctx.pool, ctx.ceil_mode, ctx.algorithm, impl)
         grad = _op_grad_preactivation(grad_output, x, weight, bias, *rule)
     else:
-        grad = grad_output if output is None else torch.where(output <= 0, 0, grad_output)
+        grad = grad_output if output is None else torch.ops.aten.threshold_backward(grad_output, output, 0)
     if ctx.needs_input_grad[0]:
         grad_x = _op_grad_input(grad, weight, ctx.padding, ctx.algorithm, impl)
+    needs_bias = ctx.has_bias and ctx.needs_input_grad[2]
     if ctx.needs_input_grad[1]:
-        grad_weight = _op_grad_weight(grad, x, weight.shape[2:], ctx.padding, ctx.algorithm, impl)
-    if ctx.has_bias and ctx.needs_input_grad[2]:
+        grad_weight, grad_bias = _op_grad_weight(grad, x, weight.shape[2:], ctx.padding, ctx.algorithm, impl)
+    elif needs_bias:
         grad_bias = grad.sum((0, 2, 3, 4))
-    return grad_x, grad_weight, grad_bias, *[None] * 7
+    return grad_x, grad_weight, grad_bias if needs_bias else None, *[None] * 7
 
 
 def _setup_grad_preactivation(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -273,7 +269,7 @@ def _backward_grad_input(ctx, grad_grad):  # type: ignore[no-untyped-def]
         rule = (ctx.padding, "identity", [1, 1, 1], False, ctx.algorithm, ctx.impl)
         of_grad = _op(grad_grad, weight, None, *rule, None)
     if ctx.needs_input_grad[1]:
-        of_weight = _op_grad_weight(grad, grad_grad, weight.shape[2:], ctx.padding, ctx.algorithm, ctx.impl)
+        of_weight, _ = _op_grad_weight(grad, grad_grad, weight.shape[2:], ctx.padding, ctx.algorithm, ctx.impl)
     return of_grad, of_weight, *[None] * 3
 
 
@@ -282,11 +278,12 @@ def _setup_grad_weight(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(grad, x)
 
 
-def _backward_grad_weight(ctx, grad_grad):  # type: ignore[no-untyped-def]
+def _backward_grad_weight(ctx, grad_grad, grad_grad_bias):  # type: ignore[no-untyped-def]
     grad, x = ctx.saved_tensors
     of_grad = of_x = None
     if ctx.needs_input_grad[0]:
-        of_grad = _op(x, grad_grad, None, ctx.padding, "identity", [1, 1, 1], False, ctx.algorithm, ctx.impl, None)
+        rule = (ctx.padding, "identity", [1, 1, 1], False, ctx.algorithm, ctx.impl)
+        of_grad = _op(x, grad_grad, grad_grad_bias, *rule, None)
     if ctx.needs_input_grad[1]:
         of_x = _op_grad_input(grad, grad_grad, ctx.padding, ctx.algorithm, ctx.impl)
     return of_grad, of_x, *[None] * 4
@@ -371,8 +368,8 @@ def conv3d_pool3d(
     double backward); from the second order on the maxima are found by the reference.
     Reverse mode only: forward-mode tangents are refused, and torch.func's transforms of gradients are PyTorch's to
     refuse. Autocast: runs in torch.get_autocast_dtype.
-    Deterministic; on the CPU the bits of a clip and of its gradient depend neither on the batch around it nor on the
-    number of threads. The gradient of the weight is PyTorch's own there and promises no more than PyTorch.
+    Deterministic; on the CPU no bit of the output or of a gradient depends on the number of threads, and none of a clip
+    or of its gradient on the batch around it.
     Error against float64, before anything cancels (rms of the sums of which z consists): float32 direct at most 2x that
     of eager PyTorch, Winograd at most 5e-6 relative and 16x eager; bfloat16 at most 3x that of eager bfloat16; float32
     accumulation throughout. Winograd forms want |x| below 1e35 and |weight| above 1e-34, or zero: their transforms

@@ -28,14 +28,19 @@ def compare(op: str, backend: str, problems: Callable[[torch.dtype, torch.device
         assert reference is not None
         for dtype, bound in _BOUND.items():
             for args in problems(dtype, device):
-                got = run(*args).double()
-                want = reference(*(a.double() if isinstance(a, Tensor) else a for a in args))
-                error = float((got - want).norm() / want.norm())
-                if not error <= bound:  # NaN too
-                    return f"{dtype} is off by {error:.1e} of its size, {bound:.0e} is allowed"
+                got = _as_tuple(run(*args))
+                want = _as_tuple(reference(*(a.double() if isinstance(a, Tensor) else a for a in args)))
+                for g, w in zip(got, want, strict=True):
+                    error = float((g.double() - w).norm() / w.norm())
+                    if not error <= bound:  # NaN too
+                        return f"{dtype} is off by {error:.1e} of its size, {bound:.0e} is allowed"
         return None
 
     return check
+
+
+def _as_tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (output,) if isinstance(output, Tensor) else output
 
 
 def _normal(dtype: torch.dtype, device: torch.device, channels_last: bool) -> Callable[..., Tensor]:
