@@ -21,8 +21,11 @@ class Head(Protocol):
         """G: C if each channel needs a forward pass with the earlier channels in place, 1 if the head draws a pixel."""
         ...
 
-    def sample(self, parameters: Tensor, noise: Tensor, *, temperature: float) -> Tensor:
-        """Draws. parameters (N, P), noise float64 (N, C/G, 2) in (0, 1) -> values (N, C/G), scaled to [-1, 1]."""
+    def sample(self, parameters: Tensor, noise: Tensor, *, temperature: float, quantize: bool) -> Tensor:
+        """Draws. parameters (N, P), noise float64 (N, C/G, 2) in (0, 1) -> values (N, C/G), scaled to [-1, 1].
+
+        With ``quantize`` every value is a grey level, rounded to one before the next of the pixel depends on it.
+        """
         ...
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ class Categorical:
         """One step for every channel."""
         return channels
 
-    def sample(self, parameters: Tensor, noise: Tensor, *, temperature: float = 1.0) -> Tensor:
+    def sample(self, parameters: Tensor, noise: Tensor, *, temperature: float = 1.0, quantize: bool = True) -> Tensor:
         """Draws by inverting the cumulative distribution in float64, from the first of the two uniform numbers.
 
         Each row is worked out by itself and in a fixed order, so a draw does not depend on the rows around it.
@@ -64,6 +67,7 @@ class Categorical:
             parameters: logits (N, levels).
             noise: float64 (N, 1, 2) in (0, 1).
             temperature: > 0; logits are divided by it.
+            quantize: makes no difference, what is drawn is a grey level.
 
         Returns:
             (N, 1), grey levels scaled to [-1, 1], in the logits' dtype (float32 at least).
