@@ -129,7 +129,8 @@ class Tracer(TorchDispatchMode):
             hooks.register_module_forward_hook(leave, always_call=True),
         ]
         try:
-            with torch.no_grad(), self:
+            # under inference_mode a dispatch mode would see composite ops before they are taken apart
+            with torch.inference_mode(False), torch.no_grad(), self:
                 return run()
         finally:
             for handle in handles:
