@@ -67,7 +67,9 @@ class _Interpreter:
         ]
         self.rows = [i for i in program.instructions if i.when.rate == "row"]
         self.pixels = [i for i in program.instructions if i.when.rate == "pixel"]
-        self.last_column = program.shape[2] + max((i.when.lag[1] for i in self.pixels), default=0)
+        columns = [0, *(i.when.lag[1] for i in self.pixels)]
+        self.columns = range(min(columns), program.shape[2] + max(columns))
+        self.first_row = min(0, *(i.when.lag[0] for i in program.instructions))
 
     def line(self, instruction: Instruction, row: int) -> int | None:
         """The line that an instruction makes in an image row, if any."""
@@ -211,12 +213,12 @@ def reference(
             run.whole_line(instruction, row)
         lines = [(i, line) for i in run.pixels if (line := run.line(i, row)) is not None]
         by_step = [[pair for pair in lines if pair[0].when.step == step] for step in range(program.steps)]
-        for column in range(run.last_column):
+        for column in run.columns:
             for step, active in enumerate(by_step):
                 for instruction, line in active:
                     if (at := run.column(instruction, column)) is not None:
                         run.run(instruction, line, at, 1)
-                if column < width:
+                if 0 <= column < width:
                     settle(step, row, column)
 
     def wave_time(time: int) -> None:
@@ -233,6 +235,9 @@ def reference(
                 if 0 <= time - program.wave * row < width:
                     settle(step, row, time - program.wave * row)
 
+    for row in range(run.first_row if first == 0 else 0, 0):
+        for instruction in (*run.rows, *run.pixels):
+            run.whole_line(instruction, row)
     for moment in range(first, last):
         if whole_rows:
             known_row(moment)

@@ -21,7 +21,10 @@ transposed convolution), in image row r:
 
 - rate "row": the whole line at once, before the row's first pixel;
 - rate "pixel": position j = (c − lw) / sw before step `step` of pixel c, where j is a column of the grid with the right
-  phase. Columns run on beyond the image by the largest lag, so that lines are finished.
+  phase. Columns begin before the image at the least lag and run on beyond it by the largest, so that lines are whole.
+
+With a negative lh lines are made for rows above the image: before row 0 those rows, from the least lh on, run like rows
+whose pixels are known, but for the pixels, which they have not.
 
 A row whose pixels are all known needs no draws: its row-rate instructions run, its pixels are entered, and then its
 pixel-rate instructions run for whole lines.

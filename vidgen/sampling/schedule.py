@@ -206,6 +206,8 @@ class Schedule:
     def wavefront(self) -> tuple[int, list[Task]] | None:
         """(s, tasks with their lags) of the least s that makes a wavefront possible; None if none is worth it."""
         _, height, width = self.shape
+        if any(task.lag[0] < 0 for task in self.tasks):
+            return None  # lines that are made before their row: whole rows would need a second set of lags
         for s in range(1, width):
             if 2 * (width + s * (height - 1)) > width * height:
                 return None
@@ -222,6 +224,7 @@ class Schedule:
         ]
         lagged = []
         for task in self.tasks:
+            # not before its own place: times begin at 0
             time = (0, 0)
             for read in task.all_reads(self.nodes[task.node].channels):
                 if isinstance(self.nodes[read.source], ConstantNode):

@@ -129,8 +129,7 @@ class Tracer(TorchDispatchMode):
             hooks.register_module_forward_hook(leave, always_call=True),
         ]
         try:
-            # under inference_mode a dispatch mode would see composite ops before they are taken apart
-            with torch.inference_mode(False), torch.no_grad(), self:
+            with torch.no_grad(), self:
                 return run()
         finally:
             for handle in handles:
@@ -151,6 +150,12 @@ def trace_forward(
     Raises:
         UntraceableError: an op has no incremental form.
     """
+    # of inference_mode's tensors a dispatch mode would see composite ops before they are taken apart
+    with torch.inference_mode(False):
+        return _traced(model, shape, steps, {name: value.clone() for name, value in conditions.items()})
+
+
+def _traced(model: Any, shape: tuple[int, int, int], steps: int, conditions: dict[str, Tensor]) -> tuple[Graph, Tape]:
     channels, height, width = shape
     tracer = Tracer(model, conditions)
     graph = tracer.graph
