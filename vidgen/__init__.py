@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vidgen import data, fusion, models, sampling, train
     from vidgen.fusion import fuse, fusion_report
     from vidgen.models import layer_report
-    from vidgen.sampling import generate
+    from vidgen.sampling.generate import generate
 
 try:
     __version__ = version("vidgen")

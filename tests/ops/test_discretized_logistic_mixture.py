@@ -1,4 +1,4 @@
-"""The mathematics of discretized_logistic_mixture: a probability, its gradient, and the loss published with PixelCNN++."""
+"""The mathematics of discretized_logistic_mixture: a probability, its gradient, the loss published with PixelCNN++."""
 
 import itertools
 import math

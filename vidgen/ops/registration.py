@@ -14,7 +14,7 @@ from vidgen.ops.backends import select, warn_fallback
 _library = torch.library.Library("vidgen", "IMPL")
 
 
-def register_selection(op: str, eager: Callable[..., Tensor], arguments: Callable[..., tuple[Any, ...]]) -> None:
+def register_selection(op: str, eager: Callable[..., Any], arguments: Callable[..., tuple[Any, ...]]) -> None:
     """Serves `op` on every device without a kernel of its own key (C++ has the CPU's) from the backend table.
 
     Args:
@@ -25,14 +25,14 @@ def register_selection(op: str, eager: Callable[..., Tensor], arguments: Callabl
     names = [argument.name for argument in getattr(torch.ops.vidgen, op).default._schema.arguments]
     impl_index = names.index("impl")
 
-    def selected(*args: Any) -> Tensor:
+    def selected(*args: Any) -> Any:
         passed = arguments(*args[:impl_index], *args[impl_index + 1 :])
         run = select(op, passed[0].device, args[impl_index], passed).run
         if run is None:  # such a row is served by C++ under its own dispatch key, which this tensor has not
             raise RuntimeError(f"{op} takes dense tensors, all on one device; got a {passed[0].layout} one")
         return _without_autocast(run, passed)
 
-    def handed_over(*args: Any) -> Tensor:
+    def handed_over(*args: Any) -> Any:
         if why := args[-1]:
             warn_fallback(op, why)
         return _without_autocast(eager, args[:-1])
@@ -41,7 +41,7 @@ def register_selection(op: str, eager: Callable[..., Tensor], arguments: Callabl
     _library.impl(f"{op}_reference", handed_over, "CompositeExplicitAutograd")
 
 
-def _without_autocast(run: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
+def _without_autocast(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """What was to be cast has been; in a backward under autocast PyTorch would cast what references compute."""
     with torch.autocast(args[0].device.type, enabled=False):
         return run(*args)

@@ -4,6 +4,9 @@ from vidgen.sampling.executors import EXECUTORS, Executor, Request
 from vidgen.sampling.generate import AutoregressiveModel, generate
 from vidgen.sampling.heads import Categorical, Head, LogisticMixture, round_to_levels, scale_levels
 from vidgen.sampling.philox import image_noise, philox4x32, uniforms
+from vidgen.sampling.plan import Plan, trace
+from vidgen.sampling.schedule import NotCausalError
+from vidgen.sampling.tracing import UntraceableError
 
 __all__ = [
     "EXECUTORS",
@@ -12,11 +15,15 @@ __all__ = [
     "Executor",
     "Head",
     "LogisticMixture",
+    "NotCausalError",
+    "Plan",
     "Request",
+    "UntraceableError",
     "generate",
     "image_noise",
     "philox4x32",
     "round_to_levels",
     "scale_levels",
+    "trace",
     "uniforms",
 ]

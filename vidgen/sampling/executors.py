@@ -1,15 +1,25 @@
 """Executors: ways of drawing from an autoregressive model that all give the same images.
 
-An executor is a row of a table: a name, ``supports(model)`` (None, or why not) and ``run(model, request)``. All see the
-same request, noise included, so they differ in speed alone.
+An executor is a row of a table: a name, ``prepare(model, plan)``, which raises `UnsupportedError` with the reason why
+it cannot draw from a model, and ``run(prepared, request)``. All see the same request, noise included, so they differ in
+speed alone.
+
+    eager   the plan's program in plain PyTorch, on any device
+    naive   one full forward pass of the network for every step
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vidgen.sampling.interpreter import run_program
+from vidgen.sampling.plan import Plan, trace
+from vidgen.sampling.schedule import NotCausalError
+from vidgen.sampling.tracing import UntraceableError
 
 
 @dataclass(frozen=True)
@@ -20,12 +30,11 @@ class Request:
         noise: float64 (N, C, H, W, 2), uniform in (0, 1), by sub-pixel.
         values: (N, C, H, W) in the model's scaled units; read where ``known`` is True.
         known: bool (N, C, H, W).
-        conditions: further arguments of the model's forward pass, such as labels.
+        conditions: further arguments of the model's forward pass, such as labels; the first dimension is N.
         temperature: > 0.
         quantize: values are rounded to grey levels before the next step sees them.
-        round_values: scaled values -> the nearest scaled grey levels.
-        on_step: called after every sub-pixel step with the number of channel values it set per image.
         on_row: called after every row with its number and the values so far, (N, C, H, W).
+        parameters: (N, P, G, H, W) that takes the parameters of every draw, or None.
     """
 
     noise: Tensor
@@ -34,9 +43,21 @@ class Request:
     conditions: dict[str, Tensor]
     temperature: float
     quantize: bool
-    round_values: Callable[[Tensor], Tensor]
-    on_step: Callable[[int], Any] = field(default=lambda count: None)
     on_row: Callable[[int, Tensor], Any] = field(default=lambda row, canvas: None)
+    parameters: Tensor | None = None
+
+    def canvas(self) -> Tensor:
+        """The known values, and zeros where something is to be drawn."""
+        return torch.where(self.known, self.values, torch.zeros_like(self.values))
+
+    def known_rows(self) -> int:
+        """How many rows from the top are known in every image."""
+        complete = self.known.all(dim=3).all(dim=1).all(dim=0)  # [H]
+        return int(complete.int().cumprod(dim=0).sum())
+
+
+class UnsupportedError(Exception):
+    """Why an executor cannot draw from a model."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +65,63 @@ class Executor:
     """A row of the table."""
 
     name: str
-    supports: Callable[[Any], str | None]
+    prepare: Callable[[Any, Plan | None], Any]
     run: Callable[[Any, Request], Tensor]
 
 
-def _naive(model: Any, request: Request) -> Tensor:
-    """One full forward pass of the network for every step: the oracle for every other executor."""
-    canvas = torch.where(request.known, request.values, torch.zeros_like(request.values))  # [N, C, H, W]
+def _planned(model: Any, plan: Plan | None) -> Plan:
+    if plan is not None:
+        return plan
+    if not isinstance(model, nn.Module):
+        raise UnsupportedError(f"{type(model).__name__} is not an nn.Module")
+    try:
+        return trace(model)
+    except (UntraceableError, NotCausalError, ValueError) as error:
+        raise UnsupportedError(str(error)) from error
+
+
+def _run_eager(prepared: tuple[Any, Plan], request: Request) -> Tensor:
+    model, plan = prepared
+    program = plan.program if plan.wavefront is None else plan.wavefront
+    height, width = program.shape[1:]
+    canvas = request.canvas()
+    state = plan.new_state(program, request.conditions, len(canvas), canvas.device)
+
+    def draw(parameters: Tensor, noise: Tensor) -> Tensor:
+        drawn: Tensor = model.head.sample(parameters, noise, temperature=request.temperature, quantize=request.quantize)
+        return drawn
+
+    def run(first: int, last: int, whole_rows: bool = False) -> None:
+        run_program(
+            program,
+            state,
+            canvas,
+            request.known,
+            request.noise,
+            draw,
+            first=first,
+            last=last,
+            whole_rows=whole_rows,
+            parameters=request.parameters,
+        )
+
+    # rows that are known from the top need no draws; a wavefront begins below them
+    known = request.known_rows() if program.wave else height
+    for row in range(known):
+        run(row, row + 1, whole_rows=bool(program.wave))
+        request.on_row(row, canvas)
+    time = program.wave * known
+    for row in range(known, height):
+        # a row is done with the time of its last pixel
+        done = program.duration if row == height - 1 else program.wave * row + width
+        run(time, done)
+        time = done
+        request.on_row(row, canvas)
+    return canvas
+
+
+def _run_naive(model: Any, request: Request) -> Tensor:
+    canvas = request.canvas()  # [N, C, H, W]
     _, channels, height, width = canvas.shape
     steps = model.head.steps_per_pixel(channels)
     size = channels // steps
@@ -59,42 +130,63 @@ def _naive(model: Any, request: Request) -> Tensor:
             for step in range(steps):
                 group = slice(step * size, (step + 1) * size)
                 known = request.known[:, group, row, column]
-                if not bool(known.all()):
-                    parameters = model(canvas, **request.conditions)[..., row, column]  # [N, P] or [N, P, G]
-                    parameters = parameters if parameters.dim() == 2 else parameters[:, :, step]
-                    noise = request.noise[:, group, row, column]
-                    drawn = model.head.sample(
-                        parameters, noise, temperature=request.temperature, quantize=request.quantize
-                    )
-                    if request.quantize:
-                        drawn = request.round_values(drawn)
-                    canvas[:, group, row, column] = torch.where(
-                        known, canvas[:, group, row, column], drawn.to(canvas.dtype)
-                    )
-                request.on_step(size)
+                if request.parameters is None and bool(known.all()):
+                    continue
+                output = model(canvas, **request.conditions)  # [N, P, G, H, W], or [N, P, H, W] where G = 1
+                parameters = output[..., row, column].reshape(len(canvas), -1, steps)[:, :, step]  # [N, P]
+                if request.parameters is not None:
+                    request.parameters[:, :, step, row, column] = parameters
+                drawn = model.head.sample(
+                    parameters,
+                    request.noise[:, group, row, column],
+                    temperature=request.temperature,
+                    quantize=request.quantize,
+                )
+                canvas[:, group, row, column] = torch.where(
+                    known, canvas[:, group, row, column], drawn.to(canvas.dtype)
+                )
         request.on_row(row, canvas)
     return canvas
 
 
-EXECUTORS = (Executor("naive", lambda model: None, _naive),)
-"""In order of preference: ``impl=None`` takes the first that supports the model."""
+EXECUTORS = (
+    Executor("eager", lambda model, plan: (model, _planned(model, plan)), _run_eager),
+    Executor("naive", lambda model, plan: model, _run_naive),
+)
+"""In order of preference: ``impl=None`` takes the first that can draw from the model."""
+
+_warned: set[tuple[str, str]] = set()
 
 
-def choose(model: Any, impl: str | None) -> Executor:
-    """The executor for a model.
+def choose(model: Any, impl: str | None, plan: Plan | None = None) -> tuple[Executor, Any]:
+    """(the executor for a model, what it has prepared).
+
+    Naive drawing in place of a faster way is one warning per model and reason.
 
     Raises:
-        ValueError: ``impl`` names none, or one that does not support the model.
+        ValueError: ``impl`` names none, or one that cannot draw from the model.
     """
-    reasons = []
+    names = [executor.name for executor in EXECUTORS]
+    if impl is not None and impl not in names:
+        raise ValueError(f"impl: expected None or one of {', '.join(map(repr, names))}, got {impl!r}")
+    why = ""
     for executor in EXECUTORS:
         if impl not in (None, executor.name):
             continue
-        reason = executor.supports(model)
-        if reason is None:
-            return executor
-        reasons.append(f"{executor.name}: {reason}")
-    if reasons:
-        raise ValueError(f"impl: no executor runs {type(model).__name__} ({'; '.join(reasons)})")
-    names = ", ".join(repr(executor.name) for executor in EXECUTORS)
-    raise ValueError(f"impl: expected None or one of {names}, got {impl!r}")
+        try:
+            # a plan that cannot be made for one executor cannot be made for the next
+            prepared = executor.prepare(model, plan)
+        except UnsupportedError as reason:
+            why = str(reason)
+            continue
+        if impl is None and executor.name == "naive" and why:
+            _warn(model, why)
+        return executor, prepared
+    raise ValueError(f"impl: {impl!r} cannot draw from {type(model).__name__}: {why}")
+
+
+def _warn(model: Any, why: str) -> None:
+    key = (type(model).__name__, why)
+    if key not in _warned:
+        _warned.add(key)
+        warnings.warn(f"{key[0]} is drawn from naively, a full forward pass for every step: {why}", stacklevel=4)

@@ -8,7 +8,8 @@ A model can be drawn from if it has
     forward(x)   images (N, C, H, W), floating point in [-1, 1] -> parameters (N, P, G, H, W), or (N, P, H, W) where the
                  head takes one step per pixel (G = 1). The parameters of
                  step g of pixel (i, j) depend on the pixels before (i, j) in raster order and on the channels of steps
-                 before g at (i, j), and on nothing else. A conditional model takes ``labels=`` besides.
+                 before g at (i, j), and on nothing else; (N, P, H, W) where a pixel is one step (G = 1). A model
+                 whose ``conditional`` is true takes ``labels=`` besides.
 
 Nothing here says how the forward passes are run: that is the executor's business (``vidgen.sampling.executors``).
 """
@@ -25,6 +26,7 @@ from vidgen.progress import progress_bar
 from vidgen.sampling.executors import Request, choose
 from vidgen.sampling.heads import Head, round_to_levels, scale_levels
 from vidgen.sampling.philox import check_seed, image_noise
+from vidgen.sampling.plan import Plan
 
 
 class AutoregressiveModel(Protocol):
@@ -51,12 +53,18 @@ def generate(
     batch_size: int | None = None,
     first_image: int = 0,
     on_row: Callable[[int, int, Tensor], None] | None = None,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Draws images.
 
+    A causal network need not be run anew for every pixel: `vidgen.sampling.trace` derives from one forward pass what
+    each pixel adds, and the executors "cpu" (C++) and "eager" (plain PyTorch, any device) compute just that.
+
     The noise is counter-based: sub-pixel (channel, row, column) of image i uses Philox4x32-10 of key ``seed`` and
-    counter (i, row, column, channel). Image i is therefore the same image whatever ``n``, ``batch_size`` and ``impl``
-    are, to the bit where kernels give a sample the same bits in any batch, as vidgen's native ones do.
+    counter (i, row, column, channel). Image i is therefore the same image whatever ``n`` and ``batch_size`` are, to the
+    bit with the executors "cpu" and "eager" ("naive": where the network's kernels give an image the same bits in any
+    batch). Executors add up in different orders: in float64 they draw the same images; in float32 a difference in the
+    last bit flips a draw somewhere in about a third of 32×32×3 images, and what follows is another, equally good image.
 
     Args:
         model: an autoregressive model; it is run in eval mode, on its own device, and left in the mode it was in.
@@ -69,13 +77,16 @@ def generate(
         seed: 0 … 2**64 − 1.
         quantize: True rounds every value to a grey level before the next step sees it. False leaves the values of a
             continuous head unrounded and returns them.
-        impl: the executor: None (the best that supports the model) or ``"naive"``, one forward pass per step.
+        impl: the executor: "cpu", "eager" or "naive" (a full forward pass per step); None takes the first of these that
+            can draw from the model, with a warning where that is "naive".
         progress: True or False; None shows a bar on a terminal.
         batch_size: images drawn at once; None draws all at once.
         first_image: number of the first image, to continue a series: ``generate(m, 4, first_image=4)`` are images 4 … 7
             of ``generate(m, 8)``.
         on_row: called as soon as a row is finished with (number of the batch's first image, row, values of the row as
             returned, (batch, C, W)).
+        plan: from `vidgen.sampling.trace(model)`, to draw several times without deriving it each time. It holds copies
+            of the weights.
 
     Returns:
         uint8 (n, C, H, W) in 0 … levels−1 (int64 above 256 levels) on the model's device; with ``quantize=False``
@@ -87,9 +98,8 @@ def generate(
     """
     _check(model, n, temperature, batch_size, first_image)
     check_seed(seed)
-    executor = choose(model, impl)
     shape = model.image_shape
-    channels, height, width = shape
+    height = shape[1]
     anchor = next(iter(_parameters(model)), torch.zeros(()))
     values, mask = _known(known, n, shape, model.levels)
     conditions = {} if labels is None else {"labels": _labels(model, labels, n).to(anchor.device)}
@@ -97,15 +107,13 @@ def generate(
     def finish(canvas: Tensor) -> Tensor:
         return round_to_levels(canvas, model.levels) if quantize else canvas.clone()
 
-    def round_values(x: Tensor) -> Tensor:
-        return scale_levels(round_to_levels(x, model.levels), model.levels, x.dtype)
-
     results = []
     # an empty batch goes through the executor too, so that n = 0 has the dtype and device of every other n
     starts = range(0, max(n, 1), batch_size or max(n, 1))
-    bar = progress_bar(len(starts) * channels * height * width, "drawing", show=progress, unit="step")
+    bar = progress_bar(len(starts) * height, "drawing", show=progress, unit="row")
     try:
         with _eval_mode(model), torch.inference_mode():
+            executor, prepared = choose(model, impl, plan)
             for start in starts:
                 rows = slice(start, min(start + (batch_size or n), n))
                 number = first_image + start
@@ -118,11 +126,9 @@ def generate(
                     conditions={name: value[rows] for name, value in conditions.items()},
                     temperature=float(temperature),
                     quantize=quantize,
-                    round_values=round_values,
-                    on_step=bar.update,
-                    on_row=_row_callback(on_row, number, finish),
+                    on_row=_row_callback(on_row, number, finish, bar),
                 )
-                results.append(finish(executor.run(model, request)))
+                results.append(finish(executor.run(prepared, request)))
     finally:
         bar.close()
     # a copy made out here is an ordinary tensor, which autograd may use
@@ -130,11 +136,14 @@ def generate(
 
 
 def _row_callback(
-    on_row: Callable[[int, int, Tensor], None] | None, number: int, finish: Callable[[Tensor], Tensor]
+    on_row: Callable[[int, int, Tensor], None] | None, number: int, finish: Callable[[Tensor], Tensor], bar: Any
 ) -> Callable[[int, Tensor], None]:
-    if on_row is None:
-        return lambda row, canvas: None
-    return lambda row, canvas: on_row(number, row, finish(canvas[:, :, row]))
+    def after(row: int, canvas: Tensor) -> None:
+        bar.update(1)
+        if on_row is not None:
+            on_row(number, row, finish(canvas[:, :, row]))
+
+    return after
 
 
 def _check(model: Any, n: Any, temperature: Any, batch_size: Any, first_image: Any) -> None:
