@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -48,6 +49,65 @@ def test_conditional_models_learn_labels(model, tmp_path):
     with torch.no_grad():
         assert len(best.bits_per_dim(images, labels).unique()) == 10
     assert read_metadata(tmp_path / "run" / "best.safetensors")["model"] == model
+
+
+def test_classes_and_completions_by_the_command_line(tmp_path):
+    train("gated-pixelcnn", out=tmp_path / "run", **SMALL)
+    model = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    sample(tmp_path / "run", n=3, out=tmp_path / "three.npy", labels=(7, 2), device="cpu")
+    three = numpy.load(tmp_path / "three.npy")
+    assert numpy.array_equal(three, generate(model, 3, labels=torch.tensor([7, 2, 7])).numpy())
+    sample(tmp_path / "run", n=12, out=tmp_path / "all.npy", device="cpu")
+    every = generate(model, 12, labels=torch.arange(12) % 10).numpy()
+    assert numpy.array_equal(numpy.load(tmp_path / "all.npy"), every)
+
+    # the picture's upper three rows stay, as grey levels; the rest is what the model draws below them
+    levels = torch.arange(64).reshape(1, 8, 8) % 17
+    picture = tmp_path / "given.png"
+    picture.write_bytes(encode_png(image_grid(levels[None].numpy(), 17, scale=1)))
+    sample(tmp_path / "run", n=2, out=tmp_path / "done.npy", labels=(5,), complete=picture, rows=3, device="cpu")
+    mask = (torch.arange(8) < 3)[:, None].expand(8, 8)
+    wanted = generate(model, 2, labels=torch.tensor([5, 5]), known=(levels, mask)).numpy()
+    done = numpy.load(tmp_path / "done.npy")
+    assert numpy.array_equal(done, wanted)
+    assert numpy.array_equal(done[1, 0, :3], levels[0, :3].numpy())
+    # what a command has drawn can be completed again
+    sample(tmp_path / "run", n=1, out=tmp_path / "again.npy", complete=tmp_path / "done.npy", rows=8, device="cpu")
+    assert numpy.array_equal(numpy.load(tmp_path / "again.npy"), done[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": (10,)}, "labels: expected classes 0 … 9"),
+        ({"rows": 3}, "rows: expected with --complete only"),
+        ({"complete": "image.gif"}, "expected a file that ends in .png or .npy"),
+        ({"complete": "broken.png"}, "expected a PNG picture"),
+        ({"complete": "broken.npy"}, "expected an array of grey levels"),
+        ({"complete": "small.npy"}, "complete: expected 1×8×8 images, got \\(1, 4, 4\\)"),
+        ({"complete": "small.npy", "rows": 9}, "rows: expected 0 … 8, got 9"),
+        ({"complete": "bright.npy"}, "expected levels 0 … 16, got 0 … 17"),
+    ],
+)
+def test_what_cannot_be_completed_is_named(options, message, conditional_run, monkeypatch):
+    folder = conditional_run.parent
+    monkeypatch.chdir(folder)
+    for name in ("image.gif", "broken.png", "broken.npy"):
+        (folder / name).write_bytes(b"nothing")
+    numpy.save(folder / "small.npy", numpy.zeros((1, 1, 4, 4), numpy.uint8))
+    numpy.save(folder / "bright.npy", numpy.arange(64).reshape(1, 8, 8) % 18)
+    if "complete" in options:
+        options = {**options, "complete": Path(options["complete"])}
+    with pytest.raises(ValueError, match=message):
+        sample(conditional_run, n=2, out=folder / "out.npy", device="cpu", **options)
+    assert not (folder / "out.npy").exists()
+
+
+@pytest.fixture(scope="module")
+def conditional_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("conditional") / "run"
+    train("gated-pixelcnn", out=run, **SMALL)
+    return run
 
 
 def test_raw_samples_of_a_run(tmp_path, capsys):

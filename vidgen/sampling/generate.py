@@ -102,7 +102,9 @@ def generate(
     height = shape[1]
     anchor = next(iter(_parameters(model)), torch.zeros(()))
     values, mask = _known(known, n, shape, model.levels)
-    conditions = {} if labels is None else {"labels": _labels(model, labels, n).to(anchor.device)}
+    conditions = {}
+    if labels is not None or getattr(model, "conditional", False):
+        conditions["labels"] = _labels(model, labels, n).to(anchor.device)
 
     def finish(canvas: Tensor) -> Tensor:
         return round_to_levels(canvas, model.levels) if quantize else canvas.clone()
@@ -176,6 +178,9 @@ def _labels(model: Any, labels: Any, n: int) -> Tensor:
         raise TypeError(f"labels: expected an int64 tensor, got {got}")
     if labels.shape != (n,):
         raise ValueError(f"labels: expected shape ({n},), got {tuple(labels.shape)}")
+    classes = getattr(model, "classes", None)
+    if classes is not None and n and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise ValueError(f"labels: expected classes 0 … {classes - 1}, got {int(labels.min())} … {int(labels.max())}")
     return labels
 
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -53,3 +54,42 @@ def encode_png(picture: NDArray[numpy.uint8]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def read_images(path: Path, levels: int) -> NDArray[numpy.int64]:
+    """Images from a file: a .png as one image, or a .npy of grey levels.
+
+    Args:
+        path: .png, grey or RGB, black and white meaning the lowest and highest level; .npy, integers (N, C, H, W) or
+            (C, H, W) in 0 … levels−1.
+        levels: number of grey levels.
+
+    Returns:
+        int64 (N, C, H, W) in 0 … levels−1, N ≥ 1.
+
+    Raises:
+        ValueError: the file is of another kind, broken, or has other contents.
+    """
+    if path.suffix == ".npy":
+        try:
+            images = numpy.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: expected an array of grey levels ({error})") from None
+        images = images[None] if images.ndim == 3 else images
+        if images.ndim != 4 or not len(images) or not numpy.issubdtype(images.dtype, numpy.integer):
+            raise ValueError(f"{path}: expected integers (N, C, H, W), got {images.dtype} {images.shape}")
+        if images.min() < 0 or images.max() >= levels:
+            raise ValueError(f"{path}: expected levels 0 … {levels - 1}, got {images.min()} … {images.max()}")
+        return images.astype(numpy.int64)
+    if path.suffix != ".png":
+        raise ValueError(f"{path}: expected a file that ends in .png or .npy")
+    library = require("PIL.Image", extra="report")
+    try:
+        with library.open(path) as opened:
+            picture = numpy.asarray(opened.convert("L" if opened.mode in ("1", "L", "LA", "I;16") else "RGB"))
+    except (library.UnidentifiedImageError, OSError, SyntaxError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: expected a PNG picture ({error})") from None
+    image = picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
+    return numpy.round(image[None] * ((levels - 1) / 255)).astype(numpy.int64)
