@@ -38,8 +38,8 @@ _DIGITS = {
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "pixelcnn": {**_DIGITS, "hidden": 64, "blocks": 6},
-    "gated-pixelcnn": {**_DIGITS, "hidden": 64, "blocks": 4},
-    "pixelcnnpp": {**_DIGITS, "blocks": 1, "hidden": 32},
+    "gated-pixelcnn": {**_DIGITS, "steps": 800, "learning_rate": 3e-3, "hidden": 64, "blocks": 4},
+    "pixelcnnpp": {**_DIGITS, "steps": 800, "learning_rate": 3e-3, "blocks": 1, "hidden": 24},
     "c3d": {**_MOTION, "dropout": 0.5},
     "single-frame": _MOTION,
 }
@@ -79,8 +79,8 @@ def train(
     """Train a model; Ctrl-C saves, and --resume continues to the same bits.
 
     pixelcnn, and class by class gated-pixelcnn and pixelcnnpp, learn to draw scikit-learn's 1,797 digits of 8×8
-    pixels; `vidgen sample` draws with their weights. c3d
-    learns to tell how a digit moves. single-frame is its control: it looks at one frame at a time, and none shows how.
+    pixels; `vidgen sample` draws with their weights. c3d learns to tell how a digit moves.
+    single-frame is its control: it looks at one frame at a time, and none shows how.
 
     The folder gets best.safetensors, last.safetensors, metrics.jsonl and the state to resume from. Several processes:
     accelerate launch -m vidgen.cli train …, or torchrun -m vidgen.cli train …
@@ -91,10 +91,11 @@ def train(
         model: which model.
         data: moving-digits for c3d and single-frame, else digits.
         out: the run's folder; runs/MODEL-DATA if not given.
-        steps: training steps; the learning rate falls to 0 over them. 100 for c3d and single-frame, else 1000.
+        steps: training steps; the learning rate falls to 0 over them. 1000 for pixelcnn, 800 for
+            gated-pixelcnn and pixelcnnpp, 100 for c3d and single-frame.
         batch_size: images or clips per step, over all processes. 32 for c3d and single-frame, else 64.
         hidden: pixelcnn: width inside the residual blocks, 64, outside it is twice that; gated-pixelcnn: width of both
-            stacks, 64; pixelcnnpp: filters of both streams, 32.
+            stacks, 64; pixelcnnpp: filters of both streams, 24.
         blocks: pixelcnn: residual blocks, 6; gated-pixelcnn: layers after the first, 4; pixelcnnpp: blocks of each
             stream and scale, 1.
         width: c3d, single-frame: channels of the first convolution, 8.
@@ -102,11 +103,12 @@ def train(
         size: c3d, single-frame: height and width of a clip, 32.
         clips: c3d, single-frame: clips to train on, 4096.
         dropout: all but single-frame: share of values dropped in training, 0.5.
-        learning_rate: AdamW's, at its highest. 0.001 for c3d and single-frame, else 0.002.
+        learning_rate: AdamW's, at its highest. 0.002 for pixelcnn, 0.003 for gated-pixelcnn and pixelcnnpp, 0.001 for
+            c3d and single-frame.
         warmup: steps over which the learning rate rises. 20 for c3d and single-frame, else 100.
         weight_decay: AdamW's. 0.01 for c3d and single-frame, else 0.
-        ema: decay of the weights' moving average, which is validated and saved; 0 turns it off. 0.99 for pixelcnn, else
-            0.95.
+        ema: decay of the weights' moving average, which is validated and saved; 0 turns it off. 0.95 for c3d and
+            single-frame, else 0.99.
         seed: decides weights, order of the examples and dropout.
         resume: continue the run in the folder, if there is one.
         accumulate: parts in which a batch is computed, to save memory.
