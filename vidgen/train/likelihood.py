@@ -1,12 +1,13 @@
 """The task of models that give an image's likelihood: maximise it, judge by held-out bits/dim."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from vidgen.train.one_model import one_model_task
+from vidgen.train.one_model import exponential, one_model_task
 from vidgen.train.task import Modules, Task
 
 
@@ -21,8 +22,9 @@ def likelihood_task(
     warmup: int = 100,
     max_grad_norm: float = 1.0,
     description: dict[str, Any] | None = None,
+    recipe: Literal["cosine", "pixelcnn++"] = "cosine",
 ) -> Task:
-    """AdamW on bits/dim.
+    """Gradient descent on bits/dim.
 
     Args:
         model: has ``head`` (``vidgen.sampling.Head``) and ``config``, such as ``vidgen.models.PixelCNN``.
@@ -33,6 +35,9 @@ def likelihood_task(
         warmup: steps over which the learning rate rises.
         max_grad_norm: gradients are scaled down to this norm.
         description: further values that distinguish the task, such as the data set's name.
+        recipe: "cosine" is AdamW with a warmup and a half cosine; "pixelcnn++" is what PixelCNN++ was trained with
+            (Salimans et al. 2017 and its code): Adam with betas 0.95 and 0.9995, its learning rate times 0.999995 in
+            every step, weight_decay and warmup left out.
 
     Returns:
         A task that records "bits_per_dim" in training and on held-out images, and saves checkpoints for
@@ -53,6 +58,15 @@ def likelihood_task(
     def evaluate(modules: Modules, batch: list[Tensor]) -> dict[str, Tensor]:
         return {"bits_per_dim": bits_per_dim(modules, batch)}
 
+    if recipe not in ("cosine", "pixelcnn++"):
+        raise ValueError(f"recipe: expected 'cosine' or 'pixelcnn++', got {recipe!r}")
+    published: dict[str, Any] = {}
+    if recipe == "pixelcnn++":
+        weight_decay, warmup = 0.0, 0
+        published = {
+            "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=learning_rate, betas=(0.95, 0.9995)),
+            "schedule": exponential(0.999995),
+        }
     return one_model_task(
         "likelihood",
         model,
@@ -66,7 +80,8 @@ def likelihood_task(
         weight_decay=weight_decay,
         warmup=warmup,
         max_grad_norm=max_grad_norm,
-        description=description,
+        description={"recipe": recipe, **(description or {})},
+        **published,
     )
 
 

@@ -24,6 +24,11 @@ def cosine(steps: int, warmup: int) -> Callable[[int], float]:
     return factor
 
 
+def exponential(decay: float) -> Callable[[int], float]:
+    """A schedule: ``decay`` to the power of the step."""
+    return lambda step: decay**step
+
+
 def one_model_task(
     name: str,
     model: nn.Module,
@@ -39,6 +44,8 @@ def one_model_task(
     warmup: int,
     max_grad_norm: float,
     description: dict[str, Any] | None,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+    schedule: Callable[[int], float] | None = None,
 ) -> Task:
     """A task whose one phase trains ``modules["model"]``.
 
@@ -52,6 +59,7 @@ def one_model_task(
         warmup: steps over which the learning rate rises.
         max_grad_norm: gradients are scaled down to this norm.
         description: further values that distinguish the task, such as the data set's name.
+        optimizer, schedule: in place of AdamW and the cosine.
     """
 
     def save(path: Path, metadata: dict[str, Any]) -> None:
@@ -67,9 +75,10 @@ def one_model_task(
     phase = Phase(
         name,
         trains=("model",),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay),
+        optimizer=optimizer
+        or (lambda parameters: torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)),
         loss=loss,
-        schedule=cosine(steps, warmup),
+        schedule=schedule or cosine(steps, warmup),
         max_grad_norm=max_grad_norm,
     )
     return Task(
