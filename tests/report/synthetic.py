@@ -119,3 +119,22 @@ def motion() -> dict[str, Any]:
         "seconds": {"c3d": 45.6, "single-frame": 7.8, "test": 1.2},
         "model": {"frames": 16, "width": 8, "c3d parameters": 654321},
     }
+
+
+def classes() -> dict[str, Any]:
+    generator = np.random.default_rng(2)
+    curve = demo()["curve"]
+    names = ("gated-pixelcnn", "pixelcnnpp")
+    return {
+        "curve": dict.fromkeys(names, curve),
+        "bits_per_dim": {"gated-pixelcnn": 1.611, "pixelcnnpp": 1.622},
+        "recognised": {"gated-pixelcnn": 471, "pixelcnnpp": 468},
+        "train_seconds": {"gated-pixelcnn": 67.8, "pixelcnnpp": 78.9},
+        "sample_seconds": {"gated-pixelcnn": 2.3, "pixelcnnpp": 3.4},
+        "parameters": {"gated-pixelcnn": 234567, "pixelcnnpp": 345678},
+        "samples": {name: generator.integers(0, 17, (120, 1, 8, 8)).tolist() for name in names},
+        "drawings": 500,
+        "halves": {half: generator.integers(0, 17, (12, 1, 8, 8)).tolist() for half in ("real", "completed")},
+        "judge": 0.983,
+        "model": {"steps": 800, "dropout": 0.5},
+    }

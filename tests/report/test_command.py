@@ -26,6 +26,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, word, result in (
         ("pixelcnn_digits", "demo", synthetic.demo),
         ("moving_digits", "motion", synthetic.motion),
+        ("class_digits", "classes", synthetic.classes),
     ):
 
         def run(directory: Path, *, seed: int, word: str = word, result: Any = result) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def test_report_writes_page_table_and_samples(tmp_path: Path, steps: list[str]) 
     first = bench["rows"][0]["contenders"][0]["samples_ms"]
     assert stored["benchmarks"]["rows"][0]["contenders"][0]["samples_ms"] == pytest.approx(first, rel=1e-5)
     assert stored["demonstration"]["samples"] == synthetic.demo()["samples"].tolist()
+    assert stored["class_digits"]["halves"] == synthetic.classes()["halves"]
     assert stored["moving_digits"]["clips"] == synthetic.motion()["clips"].tolist()
     assert "| vidgen NHWC |" in (tmp_path / "r" / "results.md").read_text()
 
@@ -56,12 +58,12 @@ def test_a_finished_demonstration_is_remembered_for_the_same_settings(tmp_path: 
     command.report(tmp_path)
     before = (tmp_path / "index.html").read_text()
     command.report(tmp_path)
-    assert steps == ["demo 0", "motion 0", "benchmarks", "benchmarks"]
+    assert steps == ["demo 0", "classes 0", "motion 0", "benchmarks", "benchmarks"]
     # what was read back draws the same page as what was computed
     assert (tmp_path / "index.html").read_text() == before
     command.report(tmp_path, seed=1)
     command.report(tmp_path, seed=1, fresh=True)
-    for word in ("demo", "motion"):
+    for word in ("demo", "classes", "motion"):
         assert [step for step in steps if step.startswith(word)] == [f"{word} 0", f"{word} 1", f"{word} 1"]
 
 

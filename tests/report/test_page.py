@@ -22,7 +22,12 @@ from vidgen.report import figures, page
 
 def render(**more: Any) -> str:
     arguments = {"version": "0.0.0", "banner": synthetic.BANNER} | more
-    made_up = (("bench", synthetic.bench), ("demo", synthetic.demo), ("motion", synthetic.motion))
+    made_up = (
+        ("bench", synthetic.bench),
+        ("demo", synthetic.demo),
+        ("motion", synthetic.motion),
+        ("classes", synthetic.classes),
+    )
     return page.render(*[arguments.pop(name, make()) for name, make in made_up], **arguments)
 
 
@@ -62,11 +67,12 @@ def test_a_failed_headline_gives_no_number() -> None:
 def test_a_failed_demonstration_leaves_the_benchmarks() -> None:
     source = render(demo="ModuleNotFoundError: sklearn is not installed")
     assert "The demo failed: ModuleNotFoundError: sklearn is not installed" in text_of(source)
-    assert "bits per dimension" not in text_of(source)
+    assert "bits per dimension on held-out digits" not in text_of(source)
+    assert "the PixelCNN above" not in text_of(source)
     assert "Every measurement" in source
-    assert "FAILED: ModuleNotFoundError" in page.markdown(
-        synthetic.bench(), "ModuleNotFoundError: x", synthetic.motion()
-    )
+    reason = "ModuleNotFoundError: x"
+    tables = page.markdown(synthetic.bench(), reason, synthetic.motion(), synthetic.classes())
+    assert "FAILED: ModuleNotFoundError" in tables
 
 
 def test_each_demonstration_fails_for_itself() -> None:
@@ -74,7 +80,11 @@ def test_each_demonstration_fails_for_itself() -> None:
     assert "The demo failed: RuntimeError: training has diverged" in text
     assert "bits per dimension on held-out digits" in text
     assert "clips of unseen digits" not in text
-    tables = page.markdown(synthetic.bench(), synthetic.demo(), "RuntimeError: x")
+    text = text_of(render(classes="RuntimeError: no digits"))
+    assert "The demo failed: RuntimeError: no digits" in text
+    assert "clips of unseen digits" in text
+    tables = page.markdown(synthetic.bench(), synthetic.demo(), "RuntimeError: x", "RuntimeError: y")
+    assert "digits by class: FAILED: RuntimeError: y" in tables
     assert "C3D on moving digits: FAILED: RuntimeError: x" in tables
     assert "histogram" in tables
 
@@ -87,9 +97,21 @@ def test_accuracies_stand_beside_their_counts_and_chance() -> None:
     # a control that is not at chance puts the whole comparison in doubt, and says so
     motion["right"]["single-frame"] = 300
     assert "this is outside" in text_of(render(motion=motion))
-    tables = page.markdown(synthetic.bench(), synthetic.demo(), synthetic.motion())
+    tables = page.markdown(synthetic.bench(), synthetic.demo(), synthetic.motion(), synthetic.classes())
     assert "| C3D | 98.7% |" in tables
     assert "| chance, in 95 of 100 cases | 22.4–27.7% |" in tables
+
+
+def test_drawings_of_a_class_stand_beside_what_the_judge_said_of_real_digits() -> None:
+    text = text_of(render())
+    assert "takes 94.2% of 500 drawings of Gated PixelCNN (471) and 93.6% of 500 drawings of PixelCNN++ (468)" in text
+    assert "names 98.3% of real held-out digits right" in text
+    assert (
+        "PixelCNN++ 1.622 bits per dimension, given the class; the PixelCNN above, which is not told it, 1.712" in text
+    )
+    tables = page.markdown(synthetic.bench(), synthetic.demo(), synthetic.motion(), synthetic.classes())
+    assert "| Gated PixelCNN | 1.611 | 94.2% |" in tables
+    assert "| real held-out digits | | 98.3% |" in tables
 
 
 def test_what_was_said_of_each_clip_stands_at_it() -> None:
@@ -205,8 +227,8 @@ def test_nothing_is_loaded_from_anywhere_and_nothing_is_executed(outline: Outlin
 
 def test_pictures_have_words_and_ids_are_unique(outline: Outline) -> None:
     pictures = [attributes for tag, attributes in outline.tags if tag in ("img", "svg")]
-    # two sheets of digits, four film strips, twelve clips; curve and bars of each kind
-    assert len(pictures) == 2 + 4 + 12 + 5
+    # two sheets of digits, two of classes, two strips of halves, four film strips, twelve clips; curves and bars
+    assert len(pictures) == 2 + 2 + 2 + 4 + 12 + 7
     for attributes in pictures:
         assert len(attributes.get("alt") or attributes.get("aria-label") or "") > 20
     identifiers = Counter(attributes["id"] for _, attributes in outline.tags if attributes.get("id"))
@@ -268,7 +290,7 @@ def test_animations_play_every_frame_and_rest_for_those_who_ask() -> None:
 
 def test_markdown_and_page_show_the_same_figures() -> None:
     bench, demo = synthetic.bench(), synthetic.demo()
-    tables = page.markdown(bench, demo, synthetic.motion())
+    tables = page.markdown(bench, demo, synthetic.motion(), synthetic.classes())
     source = render(bench=bench, demo=demo)
     cells = re.findall(r"\| (\d+\.\d+×)", tables)
     assert len(cells) > 20
@@ -310,7 +332,7 @@ def test_browser_is_content(view: Any) -> None:
     images = view.evaluate(
         "[...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])"
     )
-    assert len(images) == 18
+    assert len(images) == 22
     for complete, natural, shown in images:
         assert complete
         assert natural > 0

@@ -22,6 +22,7 @@ def render(
     bench: Mapping[str, Any],
     demo: Mapping[str, Any] | Failure,
     motion: Mapping[str, Any] | Failure,
+    classes: Mapping[str, Any] | Failure,
     *,
     gpu: Sequence[Mapping[str, Any]] = (),
     version: str,
@@ -33,6 +34,7 @@ def render(
         bench: a results file's content (`vidgen.benchmarks.results`).
         demo: what `vidgen.report.pixelcnn_digits.run` returned, or the sentence that says why there is nothing.
         motion: what `vidgen.report.moving_digits.run` returned, or such a sentence.
+        classes: what `vidgen.report.class_digits.run` returned, or such a sentence.
         gpu: results files measured on GPUs. Without any the page says so and nothing else about GPUs.
         version: vidgen's.
         banner: a line across the top, for pages whose figures are not measurements.
@@ -57,6 +59,8 @@ def render(
         demo_failure=demo if isinstance(demo, str) else None,
         motion=None if isinstance(motion, str) else motion_view(motion),
         motion_failure=motion if isinstance(motion, str) else None,
+        classes=None if isinstance(classes, str) else classes_view(classes, demo),
+        classes_failure=classes if isinstance(classes, str) else None,
         columns=bench_results.COLUMNS,
         gpu=[{"measured": bench_results.machine_line(dict(g)), "cases": speed(g)["cases"]} for g in gpu],
         bench=bench,
@@ -221,7 +225,42 @@ def motion_view(motion: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def markdown(bench: Mapping[str, Any], demo: Mapping[str, Any] | Failure, motion: Mapping[str, Any] | Failure) -> str:
+def classes_view(classes: Mapping[str, Any], demo: Mapping[str, Any] | Failure) -> dict[str, Any]:
+    """The results on digits by class as the template wants them."""
+    names = {"gated-pixelcnn": "Gated PixelCNN", "pixelcnnpp": "PixelCNN++"}
+    count = classes["drawings"]
+    networks = [
+        {
+            "name": title,
+            "bits": classes["bits_per_dim"][name],
+            "share": classes["recognised"][name] / count,
+            "recognised": classes["recognised"][name],
+            "sheet": figures.digit_grid(classes["samples"][name], len(classes["samples"][name]) // 10),
+            "curve": figures.learning_curve(classes["curve"][name]),
+            "train_seconds": classes["train_seconds"][name],
+            "sample_seconds": classes["sample_seconds"][name],
+            "parameters": classes["parameters"][name],
+        }
+        for name, title in names.items()
+    ]
+    halves = classes["halves"]
+    return {
+        "networks": networks,
+        "count": count,
+        "judge": classes["judge"],
+        "plain": None if isinstance(demo, str) else demo["bits_per_dim"]["pixelcnn"],
+        "real": figures.digit_grid(halves["real"], len(halves["real"])),
+        "completed": figures.digit_grid(halves["completed"], len(halves["completed"])),
+        "model": classes["model"],
+    }
+
+
+def markdown(
+    bench: Mapping[str, Any],
+    demo: Mapping[str, Any] | Failure,
+    motion: Mapping[str, Any] | Failure,
+    classes: Mapping[str, Any] | Failure,
+) -> str:
     """The same results as Markdown: the demos' figures, then every table."""
     lines = ["# vidgen report", ""]
     if isinstance(demo, str):
@@ -237,6 +276,13 @@ def markdown(bench: Mapping[str, Any], demo: Mapping[str, Any] | Failure, motion
             f"{view['confidence']['real']:.3f}.",
             "",
         ]
+    if isinstance(classes, str):
+        lines += [f"digits by class: FAILED: {classes}", ""]
+    else:
+        told = classes_view(classes, demo)
+        lines += ["| digits by class | bits per dimension | taken for the class asked for |", "|---|--:|--:|"]
+        lines += [f"| {one['name']} | {one['bits']:.3f} | {100 * one['share']:.1f}% |" for one in told["networks"]]
+        lines += [f"| real held-out digits | | {100 * told['judge']:.1f}% |", ""]
     if isinstance(motion, str):
         lines += [f"C3D on moving digits: FAILED: {motion}", ""]
     else:
