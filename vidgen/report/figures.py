@@ -51,12 +51,15 @@ _STYLE: Any = {
 }
 
 
-def learning_curve(curve: Sequence[Mapping[str, float]]) -> str:
-    """Bits per dimension against training steps, for the training and the validation split."""
+def learning_curve(curve: Sequence[Mapping[str, float]], name: str = "curve") -> str:
+    """Bits per dimension against training steps, for the training and the validation split.
+
+    `name` tells the page's curves apart: parts of an SVG are known by ids.
+    """
     steps = [point["step"] for point in curve]
     train = [point["train_bits_per_dim"] for point in curve]
     validation = [point["validation_bits_per_dim"] for point in curve]
-    with rc_context(_STYLE | {"svg.hashsalt": "curve"}):
+    with rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(steps, train, color=OTHER, linewidth=1.6)

@@ -236,7 +236,7 @@ def classes_view(classes: Mapping[str, Any], demo: Mapping[str, Any] | Failure) 
             "share": classes["recognised"][name] / count,
             "recognised": classes["recognised"][name],
             "sheet": figures.digit_grid(classes["samples"][name], len(classes["samples"][name]) // 10),
-            "curve": figures.learning_curve(classes["curve"][name]),
+            "curve": figures.learning_curve(classes["curve"][name], name),
             "train_seconds": classes["train_seconds"][name],
             "sample_seconds": classes["sample_seconds"][name],
             "parameters": classes["parameters"][name],
