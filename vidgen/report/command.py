@@ -38,9 +38,8 @@ def report(
 
     A PixelCNN learns scikit-learn's handwritten digits and draws 256 new ones, Gated PixelCNN and PixelCNN++ draw the
     digits they are asked for, a C3D learns to tell how digits move, then the quick benchmarks run; together less than
-    ten minutes on two cores. The folder gets index.html
-    (self-contained: no script, nothing fetched from anywhere), results.json (every raw sample and drawn pixel) and
-    results.md (the tables). Each file appears whole or not at all.
+    ten minutes on two cores. The folder gets index.html (self-contained: no script, nothing fetched from anywhere),
+    results.json (every raw sample and drawn pixel) and results.md (the tables). Each file appears whole or not at all.
 
     Steps that are done are remembered in the folder: after Ctrl-C the same command goes on with what is missing, and a
     second run only writes the page again. What was made by other code, another torch or another machine is not reused.
