@@ -26,7 +26,10 @@ def published_loss(params, x):
     centered = x - torch.stack([means[..., 0, :], m2, m3], dim=3)
     inv_stdv = torch.exp(-log_scales)
     plus_in, min_in, mid_in = (inv_stdv * (centered + shift) for shift in (1 / 255, -1 / 255, 0.0))
-    softplus = lambda t: torch.logaddexp(t, torch.zeros_like(t))  # noqa: E731
+
+    def softplus(t):
+        return torch.logaddexp(t, torch.zeros_like(t))
+
     cdf_delta = torch.sigmoid(plus_in) - torch.sigmoid(min_in)
     log_pdf_mid = mid_in - log_scales - 2 * softplus(mid_in)
     log_probs = torch.where(

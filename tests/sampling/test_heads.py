@@ -7,11 +7,27 @@ import pytest
 import torch
 from torch import nn
 
+from vidgen.models import PixelCNNPP
 from vidgen.ops.discretized_logistic_mixture import parameters_per_mixture
 from vidgen.sampling import Categorical, LogisticMixture, generate, scale_levels
 
 # its networks look into tables, which have no incremental form
 pytestmark = pytest.mark.filterwarnings("ignore:Rows is drawn from naively")
+
+
+def test_channels_that_are_drawn_together_are_known_together():
+    """Given one channel the mixture's weights change; the head would draw the others as if nothing were known."""
+    torch.manual_seed(0)
+    model = PixelCNNPP((3, 4, 4), resnets=1, filters=4, mixtures=2, levels=8).eval()
+    values = torch.full((3, 4, 4), 7)
+    red = torch.zeros(3, 4, 4, dtype=torch.bool)
+    red[0, 2] = True
+    for impl in ("eager", "naive"):
+        with pytest.raises(ValueError, match="known: expected one mask for the channels"):
+            generate(model, 2, known=(values, red), impl=impl)
+        drawn = generate(model, 2, known=(values, red.any(dim=0)), impl=impl)
+        assert (drawn[:, :, 2] == 7).all()
+        assert generate(model, 0, known=(values, red.any(dim=0)), impl=impl).shape == (0, 3, 4, 4)
 
 
 def test_draws_follow_the_scored_distribution():

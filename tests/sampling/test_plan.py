@@ -200,6 +200,25 @@ class TestRefusals:
         with pytest.raises(UntraceableError, match=f"'layers.1'.*{reason}"):
             trace(model.eval())
 
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda y: y.unsqueeze(0).squeeze(0), "the axis of images"),
+            (lambda y: y.squeeze(), "the axis of images"),
+            (lambda y: torch.clamp(y, min=torch.zeros(6, 1, 1)), "its bounds are tensors"),
+            (lambda y: y[:, :, ::2].repeat_interleave(2, 2), "skips rows or columns"),
+            (lambda y: y.double().float(), "changes the dtype"),
+            (lambda y: y.relu_(), "does not know the op"),
+            (lambda y: torch.cat([y, y], dim=0)[:1], "another dimension than channels"),
+        ],
+    )
+    def test_what_would_be_misunderstood(self, change, reason):
+        model = networks.Plain((1, 4, 4))
+        first = model.first.forward
+        model.first.forward = lambda x: change(first(x))
+        with pytest.raises(UntraceableError, match=reason):
+            trace(model.eval())
+
     def test_leak(self):
         class Leaky(networks.Causal):
             def __init__(self):

@@ -233,7 +233,7 @@ def discretized_logistic_mixture(
         x: (N, C, H, W), floating point, grey levels scaled to [-1, 1]; converted to float32 (float64 for such params).
         levels: number of grey levels, at least 2; 2**bits for images of a bit depth.
         mode: "exact" or "openai", the published approximation.
-        impl: "cpu", "triton" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
 
     Returns:
         (N,) in nats: float64 for float64 params, else float32.

@@ -71,8 +71,9 @@ def generate(
         n: number of images, ≥ 0.
         labels: int64 (n,), for a class-conditional model.
         known: (values, mask) to complete pictures: values are integers 0 … levels−1 and mask is bool (True: keep this
-            value), both broadcastable to (n, C, H, W). Completion is autoregressive: a drawn pixel depends on the
-            pixels before it, so a known pixel does not influence the drawn ones before it.
+            value), both broadcastable to (n, C, H, W). Channels that the head draws in one step are known together
+            or not at all. Completion is autoregressive: a drawn pixel depends on the pixels before it, so a known pixel
+            does not influence the drawn ones before it.
         temperature: > 0; below 1 draws likelier values, 1 is the model's distribution.
         seed: 0 … 2**64 − 1.
         quantize: True rounds every value to a grey level before the next step sees it. False leaves the values of a
@@ -101,7 +102,7 @@ def generate(
     shape = model.image_shape
     height = shape[1]
     anchor = next(iter(_parameters(model)), torch.zeros(()))
-    values, mask = _known(known, n, shape, model.levels)
+    values, mask = _known(known, n, shape, model.levels, model.head.steps_per_pixel(shape[0]))
     conditions = {}
     if labels is not None or getattr(model, "conditional", False):
         conditions["labels"] = _labels(model, labels, n).to(anchor.device)
@@ -185,7 +186,7 @@ def _labels(model: Any, labels: Any, n: int) -> Tensor:
 
 
 def _known(
-    known: tuple[Tensor, Tensor] | None, n: int, shape: tuple[int, int, int], levels: int
+    known: tuple[Tensor, Tensor] | None, n: int, shape: tuple[int, int, int], levels: int, steps: int
 ) -> tuple[Tensor, Tensor]:
     """values int64 (n, C, H, W), 0 where unknown, and mask bool (n, C, H, W), both on the CPU."""
     size = (n, *shape)
@@ -203,6 +204,12 @@ def _known(
     except RuntimeError:
         got = f"{tuple(values.shape)} and {tuple(mask.shape)}"
         raise ValueError(f"known: expected values and mask that broadcast to {size}, got {got}") from None
+    together = mask.reshape(n, steps, shape[0] // steps, *shape[1:])  # [n, G, C/G, H, W]
+    if not torch.equal(together.any(dim=2), together.all(dim=2)):
+        # given one of them, the others have a distribution that the head does not draw from
+        raise ValueError(
+            "known: expected a mask that is the same for the channels that the model's head draws together"
+        )
     values = torch.where(mask, values, 0)
     if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < levels):
         raise ValueError(f"known: expected values 0 … {levels - 1}, got {int(values.min())} … {int(values.max())}")

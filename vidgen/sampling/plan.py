@@ -198,7 +198,7 @@ def _table(plan: Plan) -> Iterable[str]:
     if plan.wavefront is not None:
         yield (
             f"wavefront: pixel (r, c) at time c + {plan.wavefront.wave}·r, {plan.wavefront.duration} times in place of "
-            f"{height * width} pixels"
+            f"{height * width} pixels, {plan.state_bytes(1, plan.wavefront) / 1024:.0f} KiB kept"
         )
 
 
