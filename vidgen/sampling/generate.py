@@ -207,9 +207,7 @@ def _known(
     together = mask.reshape(n, steps, shape[0] // steps, *shape[1:])  # [n, G, C/G, H, W]
     if not torch.equal(together.any(dim=2), together.all(dim=2)):
         # given one of them, the others have a distribution that the head does not draw from
-        raise ValueError(
-            "known: expected a mask that is the same for the channels that the model's head draws together"
-        )
+        raise ValueError("known: expected one mask for the channels that the model's head draws together")
     values = torch.where(mask, values, 0)
     if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < levels):
         raise ValueError(f"known: expected values 0 … {levels - 1}, got {int(values.min())} … {int(values.max())}")
