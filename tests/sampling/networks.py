@@ -85,7 +85,7 @@ class Masked(Causal):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.leaky_relu(self.first(x), 0.2)
-        z = F.hardtanh(8 * self.dilated(y)).clamp(-0.5)
+        z = F.hardtanh(8 * self.dilated(y), -2, 1).clamp(-0.5)
         z = torch.maximum(z, self.row(F.silu(z)))
         out = self.out(2 - z / 3)
         c = self.image_shape[0]
@@ -110,7 +110,7 @@ class Cropped(Causal):
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x) * self.scale + self.place
         inner = F.pad(y[:, :, 1:-1, 2:-1], (2, 1, 1, 1))
-        y = self.depthwise(F.pad(inner, (2, 0, 1, 0))) + F.hardtanh(8 * y)
+        y = self.depthwise(F.pad(inner, (2, 0, 1, 0))) + F.hardtanh(8 * y, -2, 1)
         y = y.unsqueeze(1).squeeze(1).abs()
         y = F.glu(y, dim=1)
         return torch.cat([head(y) for head in self.heads], dim=1).unsqueeze(2)
