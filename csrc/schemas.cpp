@@ -83,4 +83,12 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
       "discretized_logistic_mixture_grad_params_reference(Tensor grad_output, Tensor params, Tensor x, int levels, "
       "str mode, str why) -> Tensor");
   m.def("discretized_logistic_mixture_cpu_supports(ScalarType dtype) -> str");
+
+  // What the executor "cpu" of vidgen.sampling runs: the numbers of a sampling program in this machine's layout, and
+  // rows or times `first` ... `last` - 1 of a program. mixtures = 0: the head is a softmax over the levels.
+  m.def("sample_causal_pack(Tensor program, Tensor numbers, bool narrow_weights) -> Tensor");
+  m.def(
+      "sample_causal(Tensor program, Tensor packed, bool narrow_weights, Tensor(a!) state, Tensor(b!) canvas, "
+      "Tensor known, Tensor noise, Tensor(c!)? parameters, int first, int last, bool whole_rows, int levels, "
+      "int mixtures, float temperature, bool quantize) -> ()");
 }

@@ -4,6 +4,7 @@ An executor is a row of a table: a name, ``prepare(model, plan)``, which raises 
 it cannot draw from a model, and ``run(prepared, request)``. All see the same request, noise included, so they differ in
 speed alone.
 
+    cpu     the plan's program in C++: a call of an op runs a row, or what a wavefront needs to finish one
     eager   the plan's program in plain PyTorch, on any device
     naive   one full forward pass of the network for every step
 """
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from vidgen.sampling.interpreter import run_program
+from vidgen.sampling.native import NativeProgram, supports
 from vidgen.sampling.plan import Plan, trace
+from vidgen.sampling.program import Program
 from vidgen.sampling.schedule import NotCausalError
 from vidgen.sampling.tracing import UntraceableError
 
@@ -48,7 +51,7 @@ class Request:
 
     def canvas(self) -> Tensor:
         """The known values, and zeros where something is to be drawn."""
-        return torch.where(self.known, self.values, torch.zeros_like(self.values))
+        return torch.where(self.known, self.values, torch.zeros_like(self.values)).contiguous()
 
     def known_rows(self) -> int:
         """How many rows from the top are known in every image."""
@@ -80,44 +83,93 @@ def _planned(model: Any, plan: Plan | None) -> Plan:
         raise UnsupportedError(str(error)) from error
 
 
-def _run_eager(prepared: tuple[Any, Plan], request: Request) -> Tensor:
-    model, plan = prepared
-    program = plan.program if plan.wavefront is None else plan.wavefront
+Run = Callable[[int, int, bool], None]
+"""Runs moments from the first to before the last; True: they are rows that are known."""
+
+
+def _by_rows(request: Request, plan: Plan, start: Callable[[Program, Tensor, Tensor], Run]) -> Tensor:
+    """Runs a plan's better program row by row.
+
+    Args:
+        start: takes the program, its state and the canvas.
+    """
+    program = plan.best_program
     height, width = program.shape[1:]
     canvas = request.canvas()
-    state = plan.new_state(program, request.conditions, len(canvas), canvas.device)
-
-    def draw(parameters: Tensor, noise: Tensor) -> Tensor:
-        drawn: Tensor = model.head.sample(parameters, noise, temperature=request.temperature, quantize=request.quantize)
-        return drawn
-
-    def run(first: int, last: int, whole_rows: bool = False) -> None:
-        run_program(
-            program,
-            state,
-            canvas,
-            request.known,
-            request.noise,
-            draw,
-            first=first,
-            last=last,
-            whole_rows=whole_rows,
-            parameters=request.parameters,
-        )
-
+    run = start(program, plan.new_state(program, request.conditions, len(canvas), canvas.device), canvas)
     # rows that are known from the top need no draws; a wavefront begins below them
     known = request.known_rows() if program.wave else height
     for row in range(known):
-        run(row, row + 1, whole_rows=bool(program.wave))
+        run(row, row + 1, bool(program.wave))
         request.on_row(row, canvas)
     time = program.wave * known
     for row in range(known, height):
         # a row is done with the time of its last pixel
         done = program.duration if row == height - 1 else program.wave * row + width
-        run(time, done)
+        run(time, done, False)
         time = done
         request.on_row(row, canvas)
     return canvas
+
+
+def _run_eager(prepared: tuple[Any, Plan], request: Request) -> Tensor:
+    model, plan = prepared
+
+    def draw(parameters: Tensor, noise: Tensor) -> Tensor:
+        drawn: Tensor = model.head.sample(parameters, noise, temperature=request.temperature, quantize=request.quantize)
+        return drawn
+
+    def start(program: Program, state: Tensor, canvas: Tensor) -> Run:
+        def run(first: int, last: int, whole_rows: bool) -> None:
+            run_program(
+                program,
+                state,
+                canvas,
+                request.known,
+                request.noise,
+                draw,
+                first=first,
+                last=last,
+                whole_rows=whole_rows,
+                parameters=request.parameters,
+            )
+
+        return run
+
+    return _by_rows(request, plan, start)
+
+
+def _prepare_cpu(model: Any, plan: Plan | None) -> tuple[Any, Plan, NativeProgram]:
+    plan = _planned(model, plan)
+    if reason := supports(plan.dtype, plan.device, model.head):
+        raise UnsupportedError(reason)
+    return model, plan, plan.native
+
+
+def _run_cpu(prepared: tuple[Any, Plan, NativeProgram], request: Request) -> Tensor:
+    model, plan, native = prepared
+
+    def start(program: Program, state: Tensor, canvas: Tensor) -> Run:
+        known, noise = request.known.contiguous(), request.noise.contiguous()
+
+        def run(first: int, last: int, whole_rows: bool) -> None:
+            native.run(
+                state,
+                canvas,
+                known,
+                noise,
+                model.head,
+                first=first,
+                last=last,
+                whole_rows=whole_rows,
+                temperature=request.temperature,
+                quantize=request.quantize,
+                parameters=request.parameters,
+            )
+
+        return run
+
+    return _by_rows(request, plan, start)
 
 
 def _run_naive(model: Any, request: Request) -> Tensor:
@@ -150,6 +202,7 @@ def _run_naive(model: Any, request: Request) -> Tensor:
 
 
 EXECUTORS = (
+    Executor("cpu", _prepare_cpu, _run_cpu),
     Executor("eager", lambda model, plan: (model, _planned(model, plan)), _run_eager),
     Executor("naive", lambda model, plan: model, _run_naive),
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vidgen.sampling.build import build_program
 from vidgen.sampling.graph import ConstantNode
+from vidgen.sampling.native import NativeProgram, compile_program
 from vidgen.sampling.program import Linear, Pointwise, Program
 from vidgen.sampling.schedule import Schedule
 from vidgen.sampling.tracing import Tape, trace_forward
@@ -41,6 +42,16 @@ class Plan:
         self.wavefront = None if wavefront is None else wavefront.program
         self.dtype, self.device = weights.dtype, weights.device
         self.conditions = tuple(tape.inputs)
+
+    @property
+    def best_program(self) -> Program:
+        """The one to draw with: the wavefront where there is one."""
+        return self.program if self.wavefront is None else self.wavefront
+
+    @cached_property
+    def native(self) -> NativeProgram:
+        """`best_program` for the C++ kernel, with a packed copy of the weights; made when it is first asked for."""
+        return compile_program(self.best_program, self.dtype)
 
     def new_state(self, program: Program, conditions: Mapping[str, Tensor], n: int, device: Any = "cpu") -> Tensor:
         """Memory for a run of n images: zeros, and the constants of each image.

@@ -1,0 +1,155 @@
+// Drawing from a causal network on the CPU: checks, packing, the team of threads, registration.
+#include <chrono>
+
+#include "bind/cpu_backend.h"
+#include "bind/sample_causal_program.h"
+#include "cpu/isa.h"
+#include "cpu/tables.h"
+
+namespace vidgen {
+namespace {
+
+const SampleCausalTable& sampling_kernels() { return VIDGEN_TABLE(sample_causal); }
+
+SamplingNumbers numbers_of(ScalarType dtype, bool narrow_weights) {
+  check(dtype == ScalarType::Float || dtype == ScalarType::Double,
+        "numbers must be float32 or float64: the CPU kernel draws from no other networks");
+  check(!narrow_weights || dtype == ScalarType::Float, "narrow_weights: bfloat16 weights need float32 numbers");
+  return {kernel_dtype(dtype), narrow_weights};
+}
+
+// Where each instruction's numbers lie; returns the bytes of all.
+int64_t place_weights(DecodedProgram& decoded, SamplingNumbers numbers) {
+  int64_t bytes = 0;
+  for (SamplingInstruction& i : decoded.instructions()) {
+    if (!i.linear) continue;
+    i.weight_at = bytes;
+    bytes += sampling_kernels().packed_bytes(i, numbers);
+  }
+  return bytes;
+}
+
+// Memory for numbers that kernels find at a multiple of 64 bytes.
+constexpr int64_t kAlignment = 64;
+char* aligned(const void* p) {
+  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(p) + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+Tensor sample_causal_pack(Tensor program, Tensor numbers, bool narrow_weights) {
+  DecodedProgram decoded(program);
+  const SamplingNumbers types = numbers_of(numbers.scalar_type(), narrow_weights);
+  check(numbers.is_cpu() && numbers.dim() == 1 && numbers.is_contiguous(),
+        "numbers must be contiguous, 1-d, on the CPU");
+  int64_t expected = 0;
+  for (const SamplingInstruction& i : decoded.instructions()) expected += DecodedProgram::numbers(i);
+  check(numbers.numel() == expected, "numbers must be ", expected, ", got ", numbers.numel());
+  Tensor packed = empty_bytes(size_t(place_weights(decoded, types) + kAlignment));
+  const char* from = static_cast<const char*>(numbers.const_data_ptr());
+  char* to = aligned(packed.data_ptr());
+  std::vector<const char*> sources;
+  for (const SamplingInstruction& i : decoded.instructions()) {
+    sources.push_back(from);
+    from += DecodedProgram::numbers(i) * static_cast<int64_t>(numbers.element_size());
+  }
+  const std::vector<SamplingInstruction>& all = decoded.instructions();
+  parallel_tasks(int64_t(all.size()), 0, [&](int64_t k, void*) {
+    if (all[k].linear) sampling_kernels().pack(all[k], types, sources[k], to + all[k].weight_at);
+  });
+  return packed;
+}
+
+// Who has not come by then draws no more in this call: long against the time in which a thread awakes.
+constexpr auto kRollCall = std::chrono::milliseconds(2);
+
+// Runs work(team, member) on those of torch's threads that come in time.
+template <class Work>
+void with_team(size_t scratch_bytes, const Work& work) {
+  Team team;
+  const int64_t wanted = torch::stable::get_num_threads();
+  std::atomic<int64_t> called{0};
+  torch::stable::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
+    void* memory = scratch(scratch_bytes);
+    const int member = memory == nullptr ? -1 : team.enroll();
+    called += end - begin;
+    if (member < 0) return;
+    const auto until = std::chrono::steady_clock::now() + kRollCall;
+    for (int spins = 0; !team.closed(); pause_briefly(spins))
+      if (member == 0 && (called == wanted || std::chrono::steady_clock::now() > until)) team.close();
+    if (poison_scratch()) std::memset(memory, 0xff, scratch_bytes);
+    work(team, member);
+  });
+  check(team.members() > 0, "out of memory: a thread needs ", scratch_bytes, " bytes of scratch");
+}
+
+void check_like(const char* name, const Tensor& t, ScalarType dtype, std::initializer_list<int64_t> size) {
+  bool same = t.is_cpu() && t.scalar_type() == dtype && t.is_contiguous() && t.dim() == int64_t(size.size());
+  std::ostringstream text;
+  int64_t d = 0;
+  for (int64_t n : size) {
+    same = same && t.size(d) == n;
+    text << (d++ > 0 ? ", " : "") << n;
+  }
+  check(same, name, " must be contiguous, on the CPU and of shape (", text.str(),
+        ") and the dtype that belongs to it, ", "got shape ", sizes_of(t));
+}
+
+void sample_causal(Tensor program, Tensor packed, bool narrow_weights, Tensor state, Tensor canvas, Tensor known,
+                   Tensor noise, std::optional<Tensor> parameters, int64_t first, int64_t last, bool whole_rows,
+                   int64_t levels, int64_t mixtures, double temperature, bool quantize) {
+  DecodedProgram decoded(program);
+  const SamplingNumbers types = numbers_of(canvas.scalar_type(), narrow_weights);
+  const int64_t bytes = place_weights(decoded, types) + kAlignment;
+  const SamplingProgram& p = decoded.program();
+  check(canvas.dim() == 4, "canvas must be 4-d (N, C, H, W), got shape ", sizes_of(canvas));
+  const int64_t n = canvas.size(0);
+  check_like("canvas", canvas, canvas.scalar_type(), {n, p.channels, p.height, p.width});
+  check_like("known", known, ScalarType::Bool, {n, p.channels, p.height, p.width});
+  check_like("noise", noise, ScalarType::Double, {n, p.channels, p.height, p.width, 2});
+  check_like("state", state, canvas.scalar_type(), {decoded.state_numel(n)});
+  check_like("packed", packed, ScalarType::Byte, {bytes});
+  if (parameters.has_value())
+    check_like("parameters", *parameters, canvas.scalar_type(), {n, p.parameters, p.steps, p.height, p.width});
+  check(temperature > 0, "temperature must be positive, got ", temperature);
+  check(levels >= 2, "levels must be at least 2, got ", levels);
+  const int64_t c = p.channels / p.steps;
+  if (mixtures > 0) {
+    check(c <= 3 && p.parameters == mixtures * (1 + 2 * c + c * (c - 1) / 2), "mixtures: ", mixtures, " logistics of ",
+          c, " channels do not have ", p.parameters, " parameters");
+  } else {
+    check(c == 1 && p.parameters == levels, "levels: a softmax over ", levels, " does not have ", p.parameters,
+          " parameters for ", c, " channels");
+  }
+  int64_t lag = 0;
+  for (const SamplingInstruction& i : decoded.instructions()) {
+    if (i.lag[1] > lag) lag = i.lag[1];
+    check(p.wave == 0 || !i.by_row, "program: a wavefront has an instruction of whole rows");
+  }
+  const bool by_row = whole_rows || p.wave == 0;
+  const int64_t duration = by_row ? p.height : p.width + lag + p.wave * (p.height - 1);
+  check(first >= 0 && first <= last && last <= duration, "first and last must be within 0 ... ", duration, ", got ",
+        first, " and ", last);
+  if (n == 0) return;
+  const SamplingCall call{p,
+                          {mixtures > 0, mixtures, levels, temperature, quantize},
+                          types,
+                          aligned(packed.const_data_ptr()),
+                          state.data_ptr(),
+                          canvas.data_ptr(),
+                          static_cast<const bool*>(known.const_data_ptr()),
+                          static_cast<const double*>(noise.const_data_ptr()),
+                          parameters.has_value() ? parameters->data_ptr() : nullptr,
+                          n,
+                          first,
+                          last,
+                          whole_rows};
+  with_team(sampling_kernels().scratch_bytes(call),
+            [&](Team& team, int member) { sampling_kernels().run(call, team, member, scratch(0)); });
+}
+
+}  // namespace
+}  // namespace vidgen
+
+STABLE_TORCH_LIBRARY_IMPL(vidgen, CPU, m) {
+  m.impl("sample_causal_pack", TORCH_BOX(&vidgen::sample_causal_pack));
+  m.impl("sample_causal", TORCH_BOX(&vidgen::sample_causal));
+}

@@ -1,0 +1,464 @@
+// Running a sampling program: what one member of a team does.
+//
+// Every member walks through the same instructions at the same places and computes its share of the channels of each:
+// weights are read once by the team, and a member finds its own in its cache again at the next pixel. Members meet
+// where one reads what another has written since they last met: before the products, which read all channels, not
+// between an elementwise function and what it is applied to; twice for each residual block. All members keep the same
+// account of what has been written since, so all come to the same meetings.
+//
+// The floor for one image at a time: all pixel-rate weights pass through the processor once per pixel (PixelCNN++ of 5
+// resnets and 160 filters: 20 GB for 32 x 32), for many images: the multiply-adds over the peak.
+#include "cpu/sample_causal.h"
+
+#include "cpu/sample_causal_draw.h"
+#include "cpu/sample_causal_linear.h"
+#include "cpu/sample_causal_pointwise.h"
+
+namespace vidgen::VIDGEN_ISA {
+namespace {
+
+// What has been written to a buffer since the last meeting: a range of channels, dealt to members as its own panels.
+// channels = -1: several ranges.
+struct Written {
+  int64_t meeting;
+  int32_t start, channels;
+};
+
+// A member's memory, in the order in which it lies.
+template <class T>
+struct Room {
+  T *gathered, *sums, *zeros, **base;
+  double* weights;
+  Written* written;
+  int32_t *lines, *columns, *active, *active_line;
+
+  // Returns the bytes that all of it takes; `memory` may be null.
+  size_t lay_out(const SamplingCall& call, char* memory) {
+    const SamplingProgram& p = call.program;
+    int64_t rows = kTallestTile, numbers = 0, widest = p.parameters;
+    for (int64_t i = 0; i < p.instruction_count; ++i) {
+      const SamplingInstruction& instruction = p.instructions[i];
+      if (instruction.channels > widest) widest = instruction.channels;
+      if (!instruction.linear) continue;
+      const int64_t block = rows_gathered<T>(instruction.depth);
+      if (block > rows) rows = block;
+      if (block * instruction.depth > numbers) numbers = block * instruction.depth;
+    }
+    int64_t places = p.height;
+    for (int64_t b = 0; b < p.buffer_count; ++b) {
+      if (p.buffers[b].channels > widest) widest = p.buffers[b].channels;
+      if (p.buffers[b].width > places) places = p.buffers[b].width;
+    }
+    size_t bytes = 0;
+    auto take = [&]<class E>(E*& pointer, int64_t count) {
+      pointer = reinterpret_cast<E*>(memory + bytes);
+      bytes += (size_t(count) * sizeof(E) + 63) / 64 * 64;
+    };
+    take(gathered, numbers);
+    take(sums, rows * kPanel<T>);
+    take(zeros, widest);
+    take(base, p.buffer_count);
+    take(weights, p.parameters + kLanes<double>);
+    take(written, p.buffer_count);
+    take(lines, places);
+    take(columns, places);
+    take(active, p.instruction_count);
+    take(active_line, p.instruction_count);
+    zero_count = widest;
+    return bytes;
+  }
+  int64_t zero_count;
+};
+
+template <class T, class W>
+class Member {
+ public:
+  Member(const SamplingCall& call, Team& team, int member, void* scratch)
+      : call_(call), p_(call.program), team_(team), member_(member), members_(team.members()), n_(call.images) {
+    room_.lay_out(call, static_cast<char*>(scratch));
+    for (int64_t c = 0; c < room_.zero_count; ++c) room_.zeros[c] = T(0);
+    T* next = static_cast<T*>(call.state);
+    for (int64_t b = 0; b < p_.buffer_count; ++b) {
+      room_.base[b] = next;
+      room_.written[b] = {-1, 0, 0};
+      next += int64_t(p_.buffers[b].rows) * p_.buffers[b].columns * n_ * p_.buffers[b].channels;
+    }
+    for (int64_t i = 0; i < p_.instruction_count; ++i) {
+      const SamplingInstruction& instruction = p_.instructions[i];
+      if (instruction.lag[0] < first_row_) first_row_ = instruction.lag[0];
+      if (instruction.by_row) continue;
+      if (instruction.lag[1] < first_column_) first_column_ = instruction.lag[1];
+      if (instruction.lag[1] > last_lag_) last_lag_ = instruction.lag[1];
+    }
+  }
+
+  void run() {
+    if (call_.first == 0)
+      for (int64_t row = first_row_; row < 0; ++row) {
+        whole_lines(row, true);
+        together();
+        whole_lines(row, false);
+        together();
+      }
+    for (int64_t moment = call_.first; moment < call_.last; ++moment) {
+      if (call_.whole_rows || (p_.wave == 0 && row_is_known(moment))) {
+        known_row(moment);
+      } else if (p_.wave > 0) {
+        time_of_wave(moment);
+      } else {
+        raster_row(moment);
+      }
+    }
+  }
+
+ private:
+  // Meetings.
+
+  void together() {
+    meet(team_, members_);
+    ++meeting_;
+  }
+
+  bool reads_of_others(const SamplingInstruction& i) const {
+    auto other = [&](int32_t buffer, int32_t start, int32_t count) {
+      const Written& w = room_.written[buffer];
+      return w.meeting == meeting_ && (i.linear || w.start != start || w.channels != count);
+    };
+    for (int32_t r = 0; r < i.reads; ++r) {
+      const SamplingRead& read = p_.reads[i.first_read + r];
+      if (other(read.source, read.start, read.count)) return true;
+    }
+    if (i.initial < 0) return false;
+    const Written& w = room_.written[i.initial];
+    return w.meeting == meeting_ && (w.start != 0 || w.channels != i.channels);
+  }
+
+  void note(const SamplingInstruction& i) {
+    Written& w = room_.written[i.destination];
+    if (w.meeting == meeting_ && (w.start != i.start || w.channels != i.channels)) {
+      w.channels = -1;
+    } else {
+      w = {meeting_, i.start, i.channels};
+    }
+  }
+
+  // Instructions.
+
+  // The first image at a place; the next ones follow at buffer.channels.
+  T* at_place(int32_t number, int32_t line, int32_t column) const {
+    const SamplingBuffer& b = p_.buffers[number];
+    const int64_t slot = b.rows == b.height ? line : line % b.rows;
+    return room_.base[number] + (slot * b.columns + b.left + column) * n_ * b.channels;
+  }
+
+  // What a read finds for a reader at a place: null where the line does not exist.
+  const T* found(const SamplingRead& read, int32_t line, int32_t column) const {
+    const SamplingBuffer& b = p_.buffers[read.source];
+    if (b.everywhere) return room_.base[read.source] + b.left * n_ * b.channels + read.start;
+    const int32_t source_line = at(read.row, line);
+    if (source_line < 0 || source_line >= b.height) return nullptr;
+    return at_place(read.source, source_line, at(read.column, column)) + read.start;
+  }
+
+  void run(const SamplingInstruction& i, const Places& places) {
+    if (members_ > 1) {
+      if (reads_of_others(i)) together();
+      note(i);
+    }
+    const Panels<T> panels(i.channels);
+    const Share share(panels.count, member_, members_);
+    if (share.begin == share.end) return;
+    if (i.linear) {
+      linear(i, places, panels, share);
+    } else {
+      const int64_t begin = panels.begin(share.begin) * kLanes<T>, end = panels.begin(share.end) * kLanes<T>;
+      pointwise(i, places, begin, (end < i.channels ? end : i.channels) - begin);
+    }
+  }
+
+  void pointwise(const SamplingInstruction& i, const Places& places, int64_t begin, int64_t count) {
+    const SamplingRead& first = p_.reads[i.first_read];
+    const SamplingRead& second = p_.reads[i.first_read + (i.reads > 1)];
+    for (int64_t place = 0; place < places.count; ++place) {
+      const int32_t line = places.line[place], column = places.column[place];
+      const T *a = found(first, line, column), *b = i.reads > 1 ? found(second, line, column) : a;
+      const int64_t a_pitch = a == nullptr ? 0 : p_.buffers[first.source].channels;
+      const int64_t b_pitch = b == nullptr ? 0 : p_.buffers[second.source].channels;
+      if (a == nullptr) a = room_.zeros;
+      if (b == nullptr) b = room_.zeros;
+      const int64_t pitch = p_.buffers[i.destination].channels;
+      T* out = at_place(i.destination, line, column) + i.start;
+      if (count == pitch && a_pitch == pitch && b_pitch == pitch) {
+        apply(i.function, i.constants, a, b, out, n_ * count);
+        continue;
+      }
+      for (int64_t image = 0; image < n_; ++image)
+        apply(i.function, i.constants, a + image * a_pitch + begin, b + image * b_pitch + begin,
+              out + image * pitch + begin, count);
+    }
+  }
+
+  void linear(const SamplingInstruction& i, const Places& places, const Panels<T>& panels, const Share& share) {
+    const PackedLinear<T, W> layout(i);
+    const char* packed = call_.packed + i.weight_at;
+    const W* weight = reinterpret_cast<const W*>(packed);
+    const T* bias = reinterpret_cast<const T*>(packed + layout.weight_bytes());
+    const int64_t rows = places.count * n_, block = rows_gathered<T>(i.depth);
+    for (int64_t first = 0; first < rows; first += block) {
+      const int64_t count = block < rows - first ? block : rows - first;
+      gather(i, places, first, count);
+      for (int64_t panel = share.begin; panel < share.end; ++panel) {
+        const int64_t begin = panels.begin(panel) * kLanes<T>;
+        const int vectors = int(panels.begin(panel + 1) - panels.begin(panel));
+        begin_sums(i, places, first, count, bias + begin, begin, vectors);
+        multiply_panel<T, W>(room_.gathered, count, i.depth, weight + begin * i.depth, vectors, room_.sums);
+        end_sums(i, places, first, count, begin, vectors);
+      }
+    }
+  }
+
+  // Calls f(place, first image, images, first row) for rows first ... first + count - 1 of [place][image].
+  template <class F>
+  void for_rows(int64_t first, int64_t count, F f) const {
+    for (int64_t row = first; row < first + count;) {
+      const int64_t place = row / n_, image = row - place * n_;
+      const int64_t images = n_ - image < first + count - row ? n_ - image : first + count - row;
+      f(place, image, images, row - first);
+      row += images;
+    }
+  }
+
+  void gather(const SamplingInstruction& i, const Places& places, int64_t first, int64_t count) {
+    for_rows(first, count, [&](int64_t place, int64_t image, int64_t images, int64_t row) {
+      T* to = room_.gathered + row * i.depth;
+      for (int32_t r = 0; r < i.reads; ++r) {
+        const SamplingRead& read = p_.reads[i.first_read + r];
+        const T* from = found(read, places.line[place], places.column[place]);
+        const int64_t pitch = from == nullptr ? 0 : p_.buffers[read.source].channels;
+        from = from == nullptr ? room_.zeros : from + image * pitch;
+        for (int64_t k = 0; k < images; ++k) copy_channels(to + k * i.depth, from + k * pitch, read.count);
+        to += read.count;
+      }
+    });
+  }
+
+  void begin_sums(const SamplingInstruction& i, const Places& places, int64_t first, int64_t count, const T* bias,
+                  int64_t begin, int vectors) {
+    const int64_t width = vectors * kLanes<T>;
+    const int64_t valid = i.channels - begin < width ? i.channels - begin : width;
+    const SamplingRead whole{i.initial, 0, i.channels, {1, 0, 1}, {1, 0, 1}};
+    for_rows(first, count, [&](int64_t place, int64_t image, int64_t images, int64_t row) {
+      const T* above = i.initial < 0 ? nullptr : found(whole, places.line[place], places.column[place]);
+      for (int64_t k = 0; k < images; ++k) {
+        T* to = room_.sums + (row + k) * width;
+        copy_channels(to, bias, width);
+        if (above == nullptr) continue;
+        const T* from = above + (image + k) * i.channels + begin;
+        for_channels(to, from, to, valid, [](Vec<T> x, Vec<T> y) { return x + y; });
+      }
+    });
+  }
+
+  void end_sums(const SamplingInstruction& i, const Places& places, int64_t first, int64_t count, int64_t begin,
+                int vectors) {
+    const int64_t width = vectors * kLanes<T>;
+    const int64_t valid = i.channels - begin < width ? i.channels - begin : width;
+    for_rows(first, count, [&](int64_t place, int64_t image, int64_t images, int64_t row) {
+      T* to = at_place(i.destination, places.line[place], places.column[place]) + image * i.channels + begin;
+      for (int64_t k = 0; k < images; ++k) copy_channels(to + k * i.channels, room_.sums + (row + k) * width, valid);
+    });
+  }
+
+  // When.
+
+  // The line that an instruction makes in an image row; -1: none.
+  int32_t line_of(const SamplingInstruction& i, int64_t row) const {
+    return position(row - i.lag[0], i.stride[0], p_.buffers[i.destination].height, i.period[0], i.phase[0]);
+  }
+  int32_t column_of(const SamplingInstruction& i, int64_t column) const {
+    return position(column - i.lag[1], i.stride[1], p_.buffers[i.destination].width, i.period[1], i.phase[1]);
+  }
+  static int32_t position(int64_t shifted, int32_t stride, int32_t size, int32_t period, int32_t phase) {
+    if (shifted < 0) return -1;
+    const int32_t there = int32_t(shifted);
+    const int32_t found = stride == 1 ? there : there / stride;
+    if (found * stride != there || found >= size) return -1;
+    return period == 1 || found % period == phase ? found : -1;
+  }
+
+  void whole_line(const SamplingInstruction& i, int64_t row) {
+    const int32_t line = line_of(i, row);
+    if (line < 0) return;
+    int64_t count = 0;
+    for (int32_t column = i.phase[1]; column < p_.buffers[i.destination].width; column += i.period[1]) {
+      room_.lines[count] = line;
+      room_.columns[count++] = column;
+    }
+    if (count > 0) run(i, {room_.lines, room_.columns, count});
+  }
+
+  void whole_lines(int64_t row, bool by_row) {
+    for (int64_t i = 0; i < p_.instruction_count; ++i)
+      if (p_.instructions[i].by_row == by_row) whole_line(p_.instructions[i], row);
+  }
+
+  bool row_is_known(int64_t row) const {
+    for (int64_t plane = 0; plane < n_ * p_.channels; ++plane)
+      for (int64_t column = 0; column < p_.width; ++column)
+        if (!call_.known[(plane * p_.height + row) * p_.width + column]) return false;
+    return true;
+  }
+
+  void known_row(int64_t row) {
+    whole_lines(row, true);
+    together();
+    const Share share(n_, member_, members_);
+    for (int64_t image = share.begin; image < share.end; ++image)
+      for (int64_t step = 0; step < p_.steps; ++step)
+        for (int64_t column = 0; column < p_.width; ++column) enter(image, step, row, column);
+    together();
+    whole_lines(row, false);
+    together();
+    if (call_.parameters == nullptr) return;
+    for (int64_t image = share.begin; image < share.end; ++image)
+      for (int64_t step = 0; step < p_.steps; ++step)
+        for (int64_t column = 0; column < p_.width; ++column) record(image, step, row, column);
+    together();
+  }
+
+  void raster_row(int64_t row) {
+    whole_lines(row, true);
+    // a pixel's value may take the place of one of the row above, which had to be kept for these lines only
+    together();
+    int64_t active = 0;
+    for (int64_t i = 0; i < p_.instruction_count; ++i) {
+      const SamplingInstruction& instruction = p_.instructions[i];
+      const int32_t line = instruction.by_row ? -1 : line_of(instruction, row);
+      if (line < 0) continue;
+      room_.active[active] = int32_t(i);
+      room_.active_line[active++] = line;
+    }
+    const Share share(n_, member_, members_);
+    for (int64_t column = first_column_; column < p_.width + last_lag_; ++column) {
+      for (int64_t step = 0; step < p_.steps; ++step) {
+        for (int64_t k = 0; k < active; ++k) {
+          const SamplingInstruction& i = p_.instructions[room_.active[k]];
+          if (i.step != step) continue;
+          const int32_t there = column_of(i, column);
+          if (there >= 0) run(i, {room_.active_line + k, &there, 1});
+        }
+        if (column < 0 || column >= p_.width) continue;
+        together();
+        for (int64_t image = share.begin; image < share.end; ++image) settle(image, step, row, column);
+        together();
+      }
+    }
+    together();
+  }
+
+  void time_of_wave(int64_t time) {
+    // rows whose pixel of this time exists
+    int64_t top = (time - p_.width) / p_.wave + 1, bottom = time / p_.wave + 1;
+    if (time < p_.width) top = 0;
+    if (bottom > p_.height) bottom = p_.height;
+    for (int64_t step = 0; step < p_.steps; ++step) {
+      for (int64_t k = 0; k < p_.instruction_count; ++k) {
+        const SamplingInstruction& i = p_.instructions[k];
+        if (i.by_row || i.step != step) continue;
+        int64_t count = 0;
+        for (int64_t row = 0; row < p_.height; ++row) {
+          const int32_t column = column_of(i, time - p_.wave * row);
+          const int32_t line = column < 0 ? -1 : line_of(i, row);
+          if (line < 0) continue;
+          room_.lines[count] = line;
+          room_.columns[count++] = column;
+        }
+        if (count > 0) run(i, {room_.lines, room_.columns, count});
+      }
+      together();
+      const Share share(top < bottom ? (bottom - top) * n_ : 0, member_, members_);
+      for (int64_t k = share.begin; k < share.end; ++k) {
+        const int64_t row = top + k / n_;
+        settle(k % n_, step, row, time - p_.wave * row);
+      }
+      together();
+    }
+  }
+
+  // Draws.
+
+  const T* parameters_at(int64_t image, int64_t step, int64_t row, int64_t column) const {
+    const int32_t number = p_.outputs[2 * step];
+    return at_place(number, int32_t(row), int32_t(column)) + image * p_.buffers[number].channels +
+           p_.outputs[2 * step + 1];
+  }
+
+  int64_t pixel(int64_t image, int64_t channel, int64_t row, int64_t column) const {
+    return ((image * p_.channels + channel) * p_.height + row) * p_.width + column;
+  }
+
+  // Draws a step of a pixel, or takes what is known.
+  void settle(int64_t image, int64_t step, int64_t row, int64_t column) {
+    record(image, step, row, column);
+    const int64_t each = p_.channels / p_.steps, plane = p_.height * p_.width;
+    const int64_t first = pixel(image, step * each, row, column);
+    bool any = false;
+    for (int64_t c = 0; c < each; ++c) any |= !call_.known[first + c * plane];
+    if (any)
+      draw_step(call_.head, parameters_at(image, step, row, column), each, call_.noise + 2 * first, 2 * plane,
+                call_.known + first, static_cast<T*>(call_.canvas) + first, plane, room_.weights);
+    enter(image, step, row, column);
+  }
+
+  void enter(int64_t image, int64_t step, int64_t row, int64_t column) {
+    const int64_t each = p_.channels / p_.steps;
+    T* to = at_place(p_.inputs[step], int32_t(row), int32_t(column)) + image * p_.buffers[p_.inputs[step]].channels;
+    for (int64_t c = 0; c < each; ++c)
+      to[c] = static_cast<const T*>(call_.canvas)[pixel(image, step * each + c, row, column)];
+  }
+
+  void record(int64_t image, int64_t step, int64_t row, int64_t column) {
+    if (call_.parameters == nullptr) return;
+    const T* from = parameters_at(image, step, row, column);
+    T* to = static_cast<T*>(call_.parameters);
+    for (int64_t k = 0; k < p_.parameters; ++k)
+      to[(((image * p_.parameters + k) * p_.steps + step) * p_.height + row) * p_.width + column] = from[k];
+  }
+
+  const SamplingCall& call_;
+  const SamplingProgram& p_;
+  Team& team_;
+  const int member_, members_;
+  const int64_t n_;
+  Room<T> room_;
+  int64_t meeting_ = 0, first_row_ = 0, first_column_ = 0, last_lag_ = 0;
+};
+
+// Calls f<T, W>() for the types of the numbers and of the weights.
+template <class F>
+VIDGEN_INLINE auto with_types(SamplingNumbers numbers, F f) {
+  if (numbers.dtype == Dtype::f64) return f.template operator()<double, double>();
+  return numbers.narrow_weights ? f.template operator()<float, bf16>() : f.template operator()<float, float>();
+}
+
+int64_t packed_bytes(const SamplingInstruction& i, SamplingNumbers numbers) {
+  return with_types(numbers, [&]<class T, class W>() { return PackedLinear<T, W>(i).bytes(); });
+}
+
+void pack(const SamplingInstruction& i, SamplingNumbers numbers, const void* from, char* packed) {
+  with_types(numbers, [&]<class T, class W>() { pack_linear<T, W>(i, static_cast<const T*>(from), packed); });
+}
+
+size_t scratch_bytes(const SamplingCall& call) {
+  return with_types(call.numbers, [&]<class T, class W>() { return Room<T>().lay_out(call, nullptr); });
+}
+
+void run(const SamplingCall& call, Team& team, int member, void* scratch) {
+  with_types(call.numbers, [&]<class T, class W>() { Member<T, W>(call, team, member, scratch).run(); });
+}
+
+}  // namespace
+
+const SampleCausalTable sample_causal = {packed_bytes, pack, scratch_bytes, run};
+
+}  // namespace vidgen::VIDGEN_ISA
