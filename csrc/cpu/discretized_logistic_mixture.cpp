@@ -127,7 +127,7 @@ VIDGEN_INLINE void masses(const Constants<T>& c, int64_t pixels, const T* x, T* 
     if constexpr (openai) {
       const Vec<T> mass = w * inverse_divisor * (narrow ? width * numerator : numerator);
       const auto rare = (width < kEdgeWidth<T>)&(mass <= T(1e-5));
-      const Vec<T> m = t + T(0.5) * width, tail = exponential<T>(-m).exp(), inverse_tail = 1 / (tail + 1);
+      const Vec<T> m = t + T(0.5) * width, tail = exponential<T>(-absolute<T>(m)).exp(), inverse_tail = 1 / (tail + 1);
       const Vec<T> slope = (1 - tail) * inverse_tail;  // 2 sigma(m) - 1
       shift = rare ? c.log_bin - log_scale - m : shift;
       ratio = rare ? inverse_tail * inverse_tail : ratio;
