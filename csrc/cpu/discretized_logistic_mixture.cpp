@@ -20,8 +20,9 @@
 // least 0.0003: -max(t, 0) goes into the shift, and where 2b is small (1 - E) / 2b into the ratio and log(2b) = log(2h)
 // - s, known without b, which may underflow, into the shift. The posterior is ratio exp(shift - largest shift).
 //
-// Backward computes the masses again: to keep the derivatives of the forward pass would be to write them, read them and
-// write them scaled, three times the parameters' bytes, against reading the parameters once more.
+// Backward computes the masses again. Had forward kept the derivatives, the two would read the parameters, write the
+// derivatives, read them and write them scaled; as it is they read the parameters twice and write the gradient: for
+// (16, 100, 32, 32) in float32 19.7 MB instead of 26.2, nothing is held in between, and inference pays nothing.
 #include "cpu/discretized_logistic_mixture.h"
 
 #include <algorithm>
