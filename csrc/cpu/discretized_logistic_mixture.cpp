@@ -109,8 +109,9 @@ VIDGEN_INLINE void masses(const Constants<T>& c, int64_t pixels, const T* x, T* 
     const Exponential<T> e = exponential<T>(-width);
     store(bins.e + i, e.exp());
     store(bins.numerator + i, width < kNarrow<T> ? e.quotient : -e.expm1());
-    store(bins.w + i, exponential<T>(-absolute<T>(load(bins.t + i))).exp());
   }
+  for (int64_t i = 0; i < pixels; i += kLanes<T>)
+    store(bins.w + i, exponential<T>(-absolute<T>(load(bins.t + i))).exp());
   for (int64_t i = 0; i < pixels; i += kLanes<T>) {
     const Vec<T> raw_log_scale = load(log_scales + i), log_scale = at_least<T>(raw_log_scale, -7);
     const Vec<T> t = load(bins.t + i), width = load(bins.width + i), w = load(bins.w + i), e = load(bins.e + i);
