@@ -1,11 +1,10 @@
-// exp, expm1, log, log1p, sigmoid and tanh of a vector of floats or doubles.
+// Exponentials, logarithm, sigmoid and tanh of a vector of floats or doubles.
 //
-// Argument reduction and Taylor series, without tables and without branches: a lane's result depends on that lane
-// alone, so it is the same bits wherever in a vector a number stands. Errors are below 2 units in the last place for
-// exp and log, below 4 for the others (tests/csrc/test_elementary.py); limits at infinity and NaN are those of the C
-// library.
+// Argument reduction and series, without tables and without branches: a lane's result depends on that lane alone, so it
+// is the same bits wherever in a vector a number stands. Errors are below 2 units in the last place for e^x and log,
+// below 4 for the others (tests/csrc/test_elementary.py); limits at infinity and NaN are those of the C library.
 //
-//     exp    x = n ln 2 + r, |r| <= ln 2 / 2: 2^n (1 + expm1(r)); ln 2 in two parts, the first times any n exact
+//     e^x    x = n ln 2 + r, |r| <= ln 2 / 2: 2^n (1 + expm1(r)); ln 2 in two parts, the first times any n exact
 //     log    x = 2^e m, 1/sqrt 2 <= m < sqrt 2: e ln 2 + 2 artanh((m - 1) / (m + 1))
 #pragma once
 
@@ -40,14 +39,52 @@ VIDGEN_INLINE Vec<T> splat(Acc<T> value) {
   return Vec<T>{} + value;
 }
 
-// Comparisons are false of a NaN, which therefore passes through both.
+// The larger, the smaller of two, b where they are equal or one is NaN: what the processors' own instructions do.
+template <class T>
+VIDGEN_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Acc<T>) == 4) {
+    return (Vec<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+  } else {
+    return (Vec<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Acc<T>) == 4) {
+    return (Vec<T>)_mm256_max_ps((__m256)a, (__m256)b);
+  } else {
+    return (Vec<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+  }
+#else
+  return a > b ? a : b;
+#endif
+}
+template <class T>
+VIDGEN_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Acc<T>) == 4) {
+    return (Vec<T>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+  } else {
+    return (Vec<T>)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Acc<T>) == 4) {
+    return (Vec<T>)_mm256_min_ps((__m256)a, (__m256)b);
+  } else {
+    return (Vec<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
+  }
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// A NaN passes through both.
 template <class T>
 VIDGEN_INLINE Vec<T> at_least(Vec<T> x, Acc<T> low) {
-  return x < low ? splat<T>(low) : x;
+  return larger<T>(splat<T>(low), x);
 }
 template <class T>
 VIDGEN_INLINE Vec<T> at_most(Vec<T> x, Acc<T> high) {
-  return x > high ? splat<T>(high) : x;
+  return smaller<T>(splat<T>(high), x);
 }
 
 template <class T>
@@ -69,79 +106,54 @@ template <class T>
 struct Elementary;
 template <>
 struct Elementary<float> {
-  static constexpr int mantissa = 23, bias = 127, series = 7, odd_terms = 5;
+  static constexpr int mantissa = 23, bias = 127, odd_terms = 5;
   static constexpr float ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
-  static constexpr float exp_low = -104, exp_high = 89, expm1_low = -18, sqrt_half = 0x1.6a09e6p-1f;
+  static constexpr float exp_low = -88, sqrt_half = 0x1.6a09e6p-1f;
+  // minimax: within 2^-28 of e^r
+  static constexpr float series[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.123a2p-7f, 0x1.6a23dp-10f};
 };
 template <>
 struct Elementary<double> {
-  static constexpr int mantissa = 52, bias = 1023, series = 13, odd_terms = 11;
+  static constexpr int mantissa = 52, bias = 1023, odd_terms = 11;
   static constexpr double ln2_high = 0x1.62ep-1, ln2_low = 0x1.0bfbe8e7bcd5ep-15;
-  static constexpr double exp_low = -746, exp_high = 710, expm1_low = -38, sqrt_half = 0x1.6a09e667f3bcdp-1;
+  static constexpr double exp_low = -709, sqrt_half = 0x1.6a09e667f3bcdp-1;
+  // Taylor's, up to 1 / 13!
+  static constexpr double series[] = {1. / 2,       1. / 6,        1. / 24,        1. / 120,
+                                      1. / 720,     1. / 5040,     1. / 40320,     1. / 362880,
+                                      1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
 };
 
-// 2^n as a number; n is a whole number within the range of normal exponents.
+// (expm1(r) - r) / r^2 for |r| <= ln 2 / 2.
 template <class T>
-VIDGEN_INLINE Vec<T> power_of_two(IntVec<T> n) {
-  using E = Elementary<T>;
-  return (Vec<T>)((n + E::bias) << E::mantissa);
-}
-
-// x = n ln 2 + r; returns expm1(r).
-template <class T>
-VIDGEN_INLINE Vec<T> reduced_expm1(Vec<T> x, Vec<T>& n) {
-  using E = Elementary<T>;
-  // adding 1.5 * 2^mantissa leaves no bits for a fraction
-  constexpr Acc<T> magic = Acc<T>(3) * Acc<T>(int64_t{1} << (E::mantissa - 1));
-  n = (x * Acc<T>(0x1.71547652b82fep+0) + magic) - magic;
-  Vec<T> r = fused<T>(n, splat<T>(-E::ln2_high), x);
-  r = fused<T>(n, splat<T>(-E::ln2_low), r);
-  Acc<T> factorial = 1;
+VIDGEN_INLINE Vec<T> expm1_series(Vec<T> r) {
+  constexpr auto& series = Elementary<T>::series;
+  constexpr int terms = sizeof(series) / sizeof(series[0]);
+  Vec<T> sum = splat<T>(series[terms - 1]);
 #pragma GCC unroll 16
-  for (int i = 2; i <= E::series; ++i) factorial *= i;
-  Vec<T> sum = splat<T>(1 / factorial);
-#pragma GCC unroll 16
-  for (int i = E::series - 1; i >= 2; --i) {
-    factorial /= i + 1;
-    sum = fused<T>(sum, r, splat<T>(1 / factorial));
-  }
-  return fused<T>(r * r, sum, r);
+  for (int i = terms - 2; i >= 0; --i) sum = fused<T>(sum, r, splat<T>(series[i]));
+  return sum;
 }
 
+// e^x in the parts from which e^x, expm1(x) and, where power is 1, expm1(x) / x take a step at most.
 template <class T>
-VIDGEN_INLINE IntVec<T> whole(Vec<T> n) {
-  return __builtin_convertvector(n, IntVec<T>);
-}
+struct Exponential {
+  Vec<T> power, rest, quotient;  // 2^n, expm1(r), expm1(r) / r
+  VIDGEN_INLINE Vec<T> exp() const { return fused<T>(power, rest, power); }
+  VIDGEN_INLINE Vec<T> expm1() const { return fused<T>(power, rest, power - 1); }
+};
 
+// For x up to 88, or 709 in doubles; nothing larger is looked for. Below 2^-126.5, or 2^-1022.5, exp() is exactly zero.
 template <class T>
-VIDGEN_INLINE Vec<T> exp(Vec<T> x) {
+VIDGEN_INLINE Exponential<T> exponential(Vec<T> x) {
   using E = Elementary<T>;
-  Vec<T> n;
-  x = at_most<T>(at_least<T>(x, E::exp_low), E::exp_high);
-  const Vec<T> y = reduced_expm1<T>(x, n) + 1;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(Acc<T>) == 4) {
-    return (Vec<T>)_mm512_maskz_scalef_ps(0xffff, (__m512)y, (__m512)n);
-  } else {
-    return (Vec<T>)_mm512_maskz_scalef_pd(0xff, (__m512d)y, (__m512d)n);
-  }
-#else
-  // in two steps, for 2^n need not be a normal number
-  const IntVec<T> exponent = whole<T>(n), half = exponent >> 1;
-  return y * power_of_two<T>(half) * power_of_two<T>(exponent - half);
-#endif
-}
-
-template <class T>
-VIDGEN_INLINE Vec<T> expm1(Vec<T> x) {
-  using E = Elementary<T>;
-  Vec<T> n;
-  const Vec<T> small = at_most<T>(at_least<T>(x, E::expm1_low), E::exp_high);
-  const Vec<T> y = reduced_expm1<T>(small, n);
-  // half of the result, for 2^n itself may overflow where the result does not; -0 stays -0
-  const Vec<T> half_power = power_of_two<T>(whole<T>(n) - 1);
-  const Vec<T> scaled = 2 * (half_power * y + (half_power - Acc<T>(0.5)));
-  return n == 0 ? with_sign_of<T>(absolute<T>(y), small) : scaled;
+  // 1.5 * 2^mantissa leaves no bits for a fraction; with the bias n stands in the last bits as an exponent does
+  constexpr Acc<T> wholes = Acc<T>(3) * Acc<T>(int64_t{1} << (E::mantissa - 1)) + E::bias;
+  // the exponent of the least x is all zeros, and so is the number that it makes
+  x = at_least<T>(x, E::exp_low);
+  const Vec<T> shifted = fused<T>(x, splat<T>(Acc<T>(0x1.71547652b82fep+0)), splat<T>(wholes)), n = shifted - wholes;
+  const Vec<T> r = fused<T>(n, splat<T>(-E::ln2_low), fused<T>(n, splat<T>(-E::ln2_high), x));
+  const Vec<T> quotient = fused<T>(expm1_series<T>(r), r, splat<T>(1));
+  return {(Vec<T>)((IntVec<T>)shifted << E::mantissa), r * quotient, quotient};
 }
 
 template <class T>
@@ -170,27 +182,17 @@ VIDGEN_INLINE Vec<T> log(Vec<T> x) {
   return x > 0 ? (x == infinity ? x : y) : (x == x ? not_positive : x);
 }
 
-template <class T>
-VIDGEN_INLINE Vec<T> log1p(Vec<T> x) {
-  constexpr Acc<T> infinity = std::numeric_limits<Acc<T>>::infinity();
-  const Vec<T> u = x + 1;
-  // what was lost when 1 was added, to first order
-  const Vec<T> lost = x > 1 ? 1 - (u - x) : x - (u - 1);
-  const Vec<T> y = log<T>(u) + lost / u;
-  return (x == infinity) | (x == -1) ? log<T>(u) : x == 0 ? x : y;
-}
-
 // 1 / (1 + e^-x)
 template <class T>
 VIDGEN_INLINE Vec<T> sigmoid(Vec<T> x) {
-  const Vec<T> t = exp<T>(-absolute<T>(x));
+  const Vec<T> t = exponential<T>(-absolute<T>(x)).exp();
   return (x < 0 ? t : splat<T>(1)) / (t + 1);
 }
 
 template <class T>
 VIDGEN_INLINE Vec<T> tanh(Vec<T> x) {
-  const Vec<T> minus = expm1<T>(-2 * absolute<T>(x));
-  return with_sign_of<T>(-minus / (minus + 2), x);
+  const Vec<T> minus = exponential<T>(-2 * absolute<T>(x)).expm1();
+  return with_sign_of<T>(absolute<T>(minus / (minus + 2)), x);
 }
 
 }  // namespace vidgen::VIDGEN_ISA

@@ -24,7 +24,7 @@ struct SamplingBuffer {
   bool everywhere;  // a constant of one position, which is read at every place
 };
 
-// In the order of vidgen.sampling.program.FUNCTIONS.
+// In the order of _FUNCTIONS in vidgen/sampling/native.py.
 enum class SamplingFunction : int32_t {
   copy,
   neg,

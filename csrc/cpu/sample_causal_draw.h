@@ -17,7 +17,8 @@ int64_t draw_index(const T* logits, int64_t count, double temperature, double un
     if (weights[k] > greatest) greatest = weights[k];
   }
   constexpr int64_t lanes = kLanes<double>;
-  for (int64_t k = 0; k < count; k += lanes) store(weights + k, exp<double>(load(weights + k) - greatest));
+  for (int64_t k = 0; k < count; k += lanes)
+    store(weights + k, exponential<double>(load(weights + k) - greatest).exp());
   double total = 0;
   for (int64_t k = 0; k < count; ++k) weights[k] = total += weights[k];
   const double threshold = uniform * total;

@@ -15,6 +15,14 @@ VIDGEN_INLINE void for_channels(const T* a, const T* b, T* out, int64_t count, F
   if (c < count) store(out + c, f(load(a + c, count - c), load(b + c, count - c)), count - c);
 }
 
+// e^x by way of e^(x/2), whose argument may be as large as that of a result that overflows.
+template <class T>
+VIDGEN_INLINE Vec<T> whole_exp(Vec<T> x) {
+  constexpr Acc<T> most = sizeof(Acc<T>) == 4 ? 88 : 709;
+  const Vec<T> root = exponential<T>(at_most<T>(x * Acc<T>(0.5), most)).exp();
+  return root * root;
+}
+
 // The comparisons are written so that a NaN comes through, as it does in PyTorch.
 template <class T>
 void apply(SamplingFunction function, const double* constants, const T* a, const T* b, T* out, int64_t count) {
@@ -30,7 +38,8 @@ void apply(SamplingFunction function, const double* constants, const T* a, const
     case F::relu:
       return for_channels(a, a, out, count, [=](V x, V) { return x < 0 ? zero : x; });
     case F::elu:
-      return for_channels(a, a, out, count, [=](V x, V) { return x > 0 ? x : first * expm1<T>(at_most<T>(x, 0)); });
+      return for_channels(a, a, out, count,
+                          [=](V x, V) { return x > 0 ? x : first * exponential<T>(at_most<T>(x, 0)).expm1(); });
     case F::tanh:
       return for_channels(a, a, out, count, [](V x, V) { return tanh<T>(x); });
     case F::sigmoid:
@@ -40,7 +49,7 @@ void apply(SamplingFunction function, const double* constants, const T* a, const
     case F::leaky_relu:
       return for_channels(a, a, out, count, [=](V x, V) { return x < 0 ? x * first : x; });
     case F::exp:
-      return for_channels(a, a, out, count, [](V x, V) { return exp<T>(x); });
+      return for_channels(a, a, out, count, [](V x, V) { return whole_exp<T>(x); });
     case F::abs:
       return for_channels(a, a, out, count, [](V x, V) { return absolute<T>(x); });
     case F::clamp:

@@ -13,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from tests.kernels import aot
 from tests.kernels.clips import NONE, Clip
+from tests.kernels.pixels import Pixels
 from tests.kernels.problems import Problem, float32_precision
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -20,6 +21,12 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 # launcher module -> (problem, precision of float32, which launchers), chosen so that every way through a kernel
 # (per tap or flat, coloured centre, pooling window, adjoint, both layouts, each kind of product) is compiled somewhere
 LAUNCHES = {
+    "discretized_logistic_mixture": [
+        (Pixels(3, 10, size=(32, 32)), "ieee", "y p"),
+        (Pixels(3, 10, mode="openai", size=(28, 28), dtype=BF16, channels_last=True), "ieee", "y p"),
+        (Pixels(2, 5, levels=32, size=(9, 7), dtype=FP16), "ieee", "y p"),
+        (Pixels(1, 3, levels=2, size=(28, 28)), "ieee", "y p"),
+    ],
     "masked_conv2d": [
         (Problem(128, 128, (3, 3), "B", size=(32, 32), dtype=BF16, channels_last=True), "ieee", "y x w"),
         (Problem(128, 128, (3, 3), "A", size=(32, 32), dtype=FP32), "tf32", "y w"),
@@ -44,6 +51,12 @@ def modules():
 
 
 def perform(module, problem, which):
+    if isinstance(problem, Pixels):
+        params, x, grad = problem.tensors()
+        module.forward(params, x, *problem.rule)
+        if "p" in which:
+            module.grad_params(grad, params, x, *problem.rule)
+        return
     if isinstance(problem, Clip):
         x, weight, bias, grad_y, grad_z = problem.tensors()
         adjoint = (problem.padding,)

@@ -177,6 +177,17 @@ def test_log_scales_below_their_floor_act_as_the_floor():
     assert (grad[:, 2] != 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_a_certain_pixel_has_no_gradient(dtype, impl):
+    """Both edges, and the middle of three levels' bins far wider than the logistic; the distances are no factors."""
+    params = torch.tensor([[0.0, -1e30, -7.0], [0.0, 1e30, -7.0], [0.0, 0.0, -7.0]], dtype=dtype)[:, :, None, None]
+    x = torch.tensor([-1.0, 1.0, 0.0], dtype=dtype)[:, None, None, None]
+    value, grad = gradient(params, x, levels=3, impl=impl)
+    assert float(value.abs().max()) <= 2 * torch.finfo(dtype).eps
+    assert float(grad.abs().max()) < 1e-20
+
+
 def test_an_impossible_mixture_changes_nothing():
     params, x = normal(2, 20, 3, 4), grey_levels(256, 2, 3, 3, 4)
     alone = torch.stack([block[:, 0] for block in params.chunk(10, dim=1)], dim=1)

@@ -14,6 +14,8 @@ from vidgen.sampling.executors import EXECUTORS
 
 from . import networks
 
+CACHED = ("eager", "cpu")
+
 MODELS = {
     "streams": lambda: networks.Streams(),
     "streams, odd": lambda: networks.Streams((1, 7, 9)),
@@ -75,10 +77,11 @@ def forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return output if output.dim() == 5 else output.unsqueeze(2)
 
 
+@pytest.mark.parametrize("executor", CACHED)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_draw_sees_what_a_full_forward_pass_gives(name):
+def test_every_draw_sees_what_a_full_forward_pass_gives(name, executor):
     model = build(name)
-    images, met = draw(model, "eager", 3)
+    images, met = draw(model, executor, 3)
     full = forward(model, images)
     assert met.shape == full.shape
     torch.testing.assert_close(met, full, rtol=1e-11, atol=1e-12)
@@ -88,30 +91,33 @@ def test_every_draw_sees_what_a_full_forward_pass_gives(name):
 def test_same_images_as_naive_drawing_in_float64(name):
     model = build(name)
     naive, _ = draw(model, "naive", 64, record=False)
-    images, _ = draw(model, "eager", 64, record=False)
-    assert torch.equal(images, naive)
+    for executor in CACHED:
+        images, _ = draw(model, executor, 64, record=False)
+        assert torch.equal(images, naive), executor
     assert len(images.flatten(1).unique(dim=0)) > 1 or images[0].numel() == 1
 
 
+@pytest.mark.parametrize("executor", CACHED)
 @pytest.mark.parametrize("name", ["streams, odd", "masked, three colours", "plain", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_an_image_is_the_same_to_the_bit_in_any_batch(name, dtype):
+def test_an_image_is_the_same_to_the_bit_in_any_batch(name, dtype, executor):
     model = build(name).to(dtype)
     labels = {} if not conditions_of(model, 5) else {"labels": torch.tensor([4, 4, 2, 4, 2])}
-    together = generate(model, 5, seed=9, impl="eager", quantize=False, progress=False, **labels)
+    together = generate(model, 5, seed=9, impl=executor, quantize=False, progress=False, **labels)
     for image in range(5):
         one = {key: value[image : image + 1] for key, value in labels.items()}
-        alone = generate(model, 1, seed=9, first_image=image, impl="eager", quantize=False, progress=False, **one)
+        alone = generate(model, 1, seed=9, first_image=image, impl=executor, quantize=False, progress=False, **one)
         assert torch.equal(alone[0], together[image])
 
 
+@pytest.mark.parametrize("executor", CACHED)
 @pytest.mark.parametrize("name", ["streams, odd", "masked, three colours", "cropped", "plain", "strided"])
-def test_known_pixels_stay_and_known_rows_are_run_whole(name):
+def test_known_pixels_stay_and_known_rows_are_run_whole(name, executor):
     model = build(name)
     c, h, w = model.image_shape
     known = torch.rand(3, c, h, w, generator=torch.Generator().manual_seed(1)) < 0.4
     known[:, :, : h // 2] = True
-    images, met = draw(model, "eager", 3, known)
+    images, met = draw(model, executor, 3, known)
     naive, _ = draw(model, "naive", 3, known)
     assert torch.equal(images, naive)
     torch.testing.assert_close(met, forward(model, images), rtol=1e-11, atol=1e-12)
@@ -335,8 +341,9 @@ class MaskedFirst(nn.Module):
 def test_random_networks(description):
     torch.manual_seed(description[-1])
     model = Random(*description).double().eval()
-    images, met = draw(model, "eager", 2)
-    torch.testing.assert_close(met, forward(model, images), rtol=1e-10, atol=1e-11)
+    for executor in CACHED:
+        images, met = draw(model, executor, 2)
+        torch.testing.assert_close(met, forward(model, images), rtol=1e-10, atol=1e-11)
 
 
 def test_a_head_of_ones_own_is_drawn_from_eagerly():
@@ -349,3 +356,5 @@ def test_a_head_of_ones_own_is_drawn_from_eagerly():
     naive, _ = draw(model, "naive", 3)
     images, _ = draw(model, "eager", 3)
     assert torch.equal(images, naive)
+    with pytest.raises(ValueError, match=r"'cpu' cannot draw from Plain.*not from Coin"):
+        generate(model, 1, impl="cpu", progress=False)

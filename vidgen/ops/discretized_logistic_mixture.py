@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vidgen.ops.backends import TABLE, Backend, adjoint_impl, always, reference_row
+from vidgen.ops.backends import TABLE, Backend, adjoint_impl, always, reference_row, triton_row
 from vidgen.ops.registration import memory_format_of, register_selection
 
 Mode = Literal["exact", "openai"]
@@ -131,9 +131,14 @@ def _cpu_supports_grad(grad_output: Tensor, params: Tensor, *_args: Any) -> str 
     return _cpu_supports(params)
 
 
-TABLE[_OP] = (Backend("cpu", ("cpu",), always, _cpu_supports, run=None), reference_row(reference))
+TABLE[_OP] = (
+    Backend("cpu", ("cpu",), always, _cpu_supports, run=None),
+    triton_row(_OP, "forward"),
+    reference_row(reference),
+)
 TABLE[f"{_OP}_grad_params"] = (
     Backend("cpu", ("cpu",), always, _cpu_supports_grad, run=None),
+    triton_row(_OP, "grad_params"),
     reference_row(reference_grad_params),
 )
 
@@ -233,7 +238,7 @@ def discretized_logistic_mixture(
         x: (N, C, H, W), floating point, grey levels scaled to [-1, 1]; converted to float32 (float64 for such params).
         levels: number of grey levels, at least 2; 2**bits for images of a bit depth.
         mode: "exact" or "openai", the published approximation.
-        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        impl: "cpu", "triton" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
 
     Returns:
         (N,) in nats: float64 for float64 params, else float32.

@@ -85,6 +85,19 @@ def _conv3d_pool3d(op: str, cin: int) -> Callable[[torch.dtype, torch.device], l
     return problems
 
 
+def _discretized_logistic_mixture(op: str) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
+    def problems(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+        for channels, params_of_one, levels, mode in ((3, 10, 256, "exact"), (2, 6, 16, "openai"), (1, 3, 2, "exact")):
+            params = _normal(dtype, device, channels_last=channels == 3)(2, 3 * params_of_one, 9, 17)
+            level = torch.arange(2 * channels * 9 * 17, device=device).view(2, channels, 9, 17) * 37 % levels
+            args = (params, level * 2.0 / (levels - 1) - 1, levels, mode)
+            found.append((torch.ones(2, device=device), *args) if op.endswith("grad_params") else args)
+        return found
+
+    return problems
+
+
 for _op in ("masked_conv2d", "masked_conv2d_grad_input", "masked_conv2d_grad_weight"):
     register_self_check(_op, "triton", compare(_op, "triton", _masked_conv2d(_op, 18)))
 register_self_check("masked_conv2d", "cuda", compare("masked_conv2d", "cuda", _masked_conv2d("masked_conv2d", 3)))
@@ -94,3 +107,6 @@ for _op in (
 ):  # fmt: skip
     register_self_check(_op, "triton", compare(_op, "triton", _conv3d_pool3d(_op, 18)))
 register_self_check("conv3d_pool3d", "cuda", compare("conv3d_pool3d", "cuda", _conv3d_pool3d("conv3d_pool3d", 3)))
+
+for _op in ("discretized_logistic_mixture", "discretized_logistic_mixture_grad_params"):
+    register_self_check(_op, "triton", compare(_op, "triton", _discretized_logistic_mixture(_op)))

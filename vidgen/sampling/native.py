@@ -18,7 +18,8 @@ from vidgen.sampling.heads import Categorical, LogisticMixture
 from vidgen.sampling.program import Buffer, Instruction, Linear, Program, Read
 
 _FUNCTIONS = (
-    "copy neg relu elu tanh sigmoid silu leaky_relu exp abs clamp scale add sub mul div maximum minimum".split()
+    *("copy", "neg", "relu", "elu", "tanh", "sigmoid", "silu", "leaky_relu", "exp", "abs", "clamp", "scale"),
+    *("add", "sub", "mul", "div", "maximum", "minimum"),
 )
 """In the order of SamplingFunction."""
 
