@@ -83,4 +83,15 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
       "discretized_logistic_mixture_grad_params_reference(Tensor grad_output, Tensor params, Tensor x, int levels, "
       "str mode, str why) -> Tensor");
   m.def("discretized_logistic_mixture_cpu_supports(ScalarType dtype) -> str");
+
+  // TV-L1 optical flow from prev to next, both (N, 1 or 3, H, W), from the flow `init` or zero.
+  m.def(
+      "optical_flow_tvl1(Tensor prev, Tensor next, Tensor? init, float tau, float lambda_, float theta, int levels, "
+      "float scale_factor, int warps, int outer_iterations, int inner_iterations, int median, float epsilon, "
+      "str? impl) -> Tensor");
+  m.def(
+      "optical_flow_tvl1_reference(Tensor prev, Tensor next, Tensor? init, float tau, float lambda_, float theta, "
+      "int levels, float scale_factor, int warps, int outer_iterations, int inner_iterations, int median, "
+      "float epsilon, str why) -> Tensor");
+  m.def("optical_flow_tvl1_cpu_supports(ScalarType dtype) -> str");
 }

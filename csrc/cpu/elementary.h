@@ -13,6 +13,10 @@
 
 #include "cpu/simd.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace vidgen::VIDGEN_ISA {
 
 // a * b + c, fused where the processor can; all three are vectors.
@@ -63,6 +67,34 @@ VIDGEN_INLINE Vec<T> absolute(Vec<T> x) {
 template <class T>
 VIDGEN_INLINE Vec<T> with_sign_of(Vec<T> magnitude, Vec<T> x) {
   return (Vec<T>)((IntVec<T>)magnitude | ((IntVec<T>)x & sign_bit<T>()));
+}
+
+// Correctly rounded, on every instruction set.
+template <class T>
+VIDGEN_INLINE Vec<T> square_root(Vec<T> x) {
+  constexpr bool single = sizeof(Acc<T>) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) {
+    return (Vec<T>)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+  } else {
+    return (Vec<T>)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+  }
+#elif defined(__AVX2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm256_sqrt_ps((__m256)x);
+  } else {
+    return (Vec<T>)_mm256_sqrt_pd((__m256d)x);
+  }
+#elif defined(__SSE2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm_sqrt_ps((__m128)x);
+  } else {
+    return (Vec<T>)_mm_sqrt_pd((__m128d)x);
+  }
+#else
+  for (int lane = 0; lane < kLanes<T>; ++lane) x[lane] = single ? __builtin_sqrtf(x[lane]) : __builtin_sqrt(x[lane]);
+  return x;
+#endif
 }
 
 template <class T>

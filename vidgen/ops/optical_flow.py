@@ -1,0 +1,62 @@
+"""Optical flow: one function for every method, each of which is an op in a file of its own.
+
+The flow from prev to next is (N, 2, H, W) in pixels: channel 0 points to the right, 1 downwards, and what is at (x, y)
+in prev is at (x + flow[0], y + flow[1]) in next. A method's presets are named sets of its parameters; a parameter that
+is given overrides the preset's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from vidgen.ops import optical_flow_tvl1 as tvl1
+
+Method = Literal["tvl1"]
+
+#: method -> (function, presets, the preset that is taken if none is named)
+METHODS: Mapping[str, tuple[Callable[..., Tensor], Mapping[str, Mapping[str, Any]], str]] = {
+    "tvl1": (tvl1.optical_flow_tvl1, tvl1.PRESETS, "accurate"),
+}
+
+
+def optical_flow(
+    prev: Tensor,
+    next: Tensor,
+    *,
+    method: Method = "tvl1",
+    preset: str | None = None,
+    init: Tensor | None = None,
+    impl: str | None = None,
+    **params: Any,
+) -> Tensor:
+    """The optical flow from prev to next.
+
+    Args:
+        prev, next: (N, 1 or 3, H, W) or (N, H, W); uint8, or floating point in [0, 1]; one dtype; any strides.
+        method: "tvl1", total variation with an L1 data term (`vidgen.ops.optical_flow_tvl1`).
+        preset: of tvl1: "accurate" (None means it); "fast"; "opencv", the parameters of OpenCV's DualTVL1 on the CPU;
+            "two_stream", those of OpenCV's on CUDA, with which two-stream networks were trained.
+        init: (N, 2, H, W), the flow to start from, in pixels; None starts from zero.
+        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        params: the method's parameters, by the names of its own function, which documents them.
+
+    Returns:
+        (N, 2, H, W), contiguous, pixels: float64 for float64 images, else float32.
+
+    Raises:
+        ValueError, TypeError: an argument is not as above, or not as the method's function wants it.
+        RuntimeError: as the method's function says.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
+    function, presets, default = METHODS[method]
+    if preset is not None and preset not in presets:
+        raise ValueError(f"preset must be one of {sorted(presets)} for method {method!r}, got {preset!r}")
+    known = set(inspect.signature(function).parameters) - {"prev", "next", "init", "impl"}
+    if unknown := sorted(set(params) - known):
+        raise TypeError(f"parameters of method {method!r} must be among {sorted(known)}, got {unknown}")
+    return function(prev, next, init=init, impl=impl, **{**presets[preset or default], **params})
