@@ -10,6 +10,7 @@ OpenCV takes seconds for a VGA pair, so that the quick set shows the peers on a 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,9 +94,10 @@ def _work(problem: Problem, preset: str | None) -> dict[str, float]:
     """Compulsory bytes, and the operations of the iterations: 21 for the flow, 30 for the dual variables of a pixel."""
     pixels = math.prod(problem.size) * problem.pairs
     work = {"bytes_moved": float(pixels * (2 + 8))}
-    params: dict[str, Any] = {"levels": 32, "scale_factor": 0.5, "warps": 5, "outer_iterations": 1} | {
-        "inner_iterations": 20, "epsilon": 0.0, **(PRESETS[preset] if preset else {"epsilon": 1.0}),
-    }  # fmt: skip
+    if preset is None:
+        return work
+    defaults = {name: one.default for name, one in inspect.signature(optical_flow_tvl1).parameters.items()}
+    params: dict[str, Any] = defaults | dict(PRESETS[preset])
     if params["epsilon"] == 0:  # else it depends on the images
         sizes = level_sizes(*problem.size, params["levels"], params["scale_factor"])
         iterations = params["warps"] * params["outer_iterations"] * params["inner_iterations"]

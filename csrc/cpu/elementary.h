@@ -54,6 +54,59 @@ VIDGEN_INLINE Vec<T> at_most(Vec<T> x, Acc<T> high) {
   return x > high ? splat<T>(high) : x;
 }
 
+// a < b ? a : b and a > b ? a : b, in one instruction where there is one: b, if either is a NaN.
+template <class T>
+VIDGEN_INLINE Vec<T> lesser(Vec<T> a, Vec<T> b) {
+  constexpr bool single = sizeof(Acc<T>) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) {
+    return (Vec<T>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+  } else {
+    return (Vec<T>)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b);
+  }
+#elif defined(__AVX2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm256_min_ps((__m256)a, (__m256)b);
+  } else {
+    return (Vec<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
+  }
+#elif defined(__SSE2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm_min_ps((__m128)a, (__m128)b);
+  } else {
+    return (Vec<T>)_mm_min_pd((__m128d)a, (__m128d)b);
+  }
+#else
+  return a < b ? a : b;
+#endif
+}
+
+template <class T>
+VIDGEN_INLINE Vec<T> greater(Vec<T> a, Vec<T> b) {
+  constexpr bool single = sizeof(Acc<T>) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) {
+    return (Vec<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+  } else {
+    return (Vec<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+  }
+#elif defined(__AVX2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm256_max_ps((__m256)a, (__m256)b);
+  } else {
+    return (Vec<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+  }
+#elif defined(__SSE2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm_max_ps((__m128)a, (__m128)b);
+  } else {
+    return (Vec<T>)_mm_max_pd((__m128d)a, (__m128d)b);
+  }
+#else
+  return a > b ? a : b;
+#endif
+}
+
 template <class T>
 VIDGEN_INLINE IntVec<T> sign_bit() {
   return (IntVec<T>)(-Vec<T>{});

@@ -2,8 +2,8 @@
 // resizing with the triangle filter.
 //
 // A plane's rows start on a cache line, 64 bytes of border before their first number and at least two vectors after
-// their last, with two rows of border above and below. So whoever reads two pixels beyond an edge, or a whole vector at
-// the last pixel, reads the plane's own memory.
+// their last, with three rows of border above and below. So whoever reads two pixels beyond an edge, or a whole vector
+// at the last pixel, reads the plane's own memory.
 //
 // Resizing by s = in / out: output pixel i is the mean of the input pixels j weighted by max(0, 1 - |j + 1/2 - (i +
 // 1/2) s| / max(s, 1)), the weights normalised over the pixels that exist: PyTorch's antialiased bilinear filter, which
@@ -20,7 +20,7 @@
 
 namespace vidgen::VIDGEN_ISA {
 
-constexpr int64_t kBorderRows = 2;
+constexpr int64_t kBorderRows = 3, kBorderColumns = 2;
 constexpr int64_t kRowsPerTask = 16;
 
 // Hands out a workspace piece by piece; with a null base it only counts.
@@ -83,17 +83,17 @@ void each_row(const Loop& loop, int64_t height, const F& f) {
 template <class T>
 VIDGEN_INLINE void extend_row(const Plane<T>& plane, int64_t y) {
   T* const row = plane.row(y);
-  row[-1] = row[-2] = row[0];
+  std::fill_n(row - kBorderColumns, kBorderColumns, row[0]);
   std::fill_n(row + plane.width, kLine<T>, row[plane.width - 1]);
 }
 
-// Repeats the first and last rows twice, when all rows have been extended.
+// Repeats the first and last rows, when all rows have been extended.
 template <class T>
 void extend_columns(const Plane<T>& plane) {
+  const int64_t count = kBorderColumns + plane.width + kLine<T>;
   for (int64_t i = 1; i <= kBorderRows; ++i) {
-    std::copy_n(plane.row(0) - kBorderRows, plane.width + kBorderRows + kLine<T>, plane.row(-i) - kBorderRows);
-    std::copy_n(plane.row(plane.height - 1) - kBorderRows, plane.width + kBorderRows + kLine<T>,
-                plane.row(plane.height - 1 + i) - kBorderRows);
+    std::copy_n(plane.row(0) - kBorderColumns, count, plane.row(-i) - kBorderColumns);
+    std::copy_n(plane.row(plane.height - 1) - kBorderColumns, count, plane.row(plane.height - 1 + i) - kBorderColumns);
   }
 }
 

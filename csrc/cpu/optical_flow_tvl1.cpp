@@ -1,9 +1,9 @@
 // optical_flow_tvl1 on the CPU: pyramid, warps, iterations of one pair of images, from coarse to fine.
 //
-// Memory, for H x W pixels of float: two pyramids (each below 4/3 HW at a scale factor of 1/2), the state of the level
-// at hand (10 HW, optical_flow_tvl1_state.h) and the flow of the level before (2 HW): about 60 bytes per pixel, 18 MB
-// for 640 x 480. Nearly all time goes into the iterations (optical_flow_tvl1_iterate.h); linearising the data term
-// costs as much as about ten of them (optical_flow_tvl1_warp.h), a 5x5 median as much as about ten as well.
+// Memory, for H x W pixels of float: two pyramids (each 4/3 HW at a scale factor of 0.5, 2 HW at 0.7), the state of the
+// level at hand (10 HW, optical_flow_tvl1_state.h) and the flow of the level before (2 HW): about 60 bytes per pixel,
+// 20 MB for 640 x 480. Nearly all time goes into the iterations (optical_flow_tvl1_iterate.h). Linearising the data
+// term costs as much as three to six of them (optical_flow_tvl1_warp.h), a 5x5 median as much as five.
 //
 // Every step spreads rows over threads, and no number depends on how.
 #include "cpu/optical_flow_tvl1.h"
@@ -126,20 +126,26 @@ void make_level(const Workspace<T>& w, const Plane<T>* images, int64_t level, co
   extend_columns(to);
 }
 
-// The flow of the state, which is left zero but for that: dual variables begin at zero on every level.
+// Takes the flow over from the level before; dual variables begin at zero on every level. What lies between the parts
+// of a row is zero, too. The data term is written when it is linearised.
 template <class T>
 void enter_level(const Workspace<T>& w, const State<T>& state, bool from_zero, int64_t level, const Loop& loop) {
   const Plane<T>* const flow = w.flow;
-  std::fill(state.data - kLine<T>, state.data + kParts * state.pitch, T(0));
+  std::fill(state.row(-1) - kLine<T>, state.row(0), T(0));
   each_row(loop, state.height, [&](int64_t y, int64_t task) {
-    std::fill(state.row(y), state.row(y) + kParts * state.pitch, T(0));
-    if (from_zero) return;
     for (int component = 0; component < 2; ++component) {
+      T* const to = state.part(y, Part(kU + component));
       const T factor = component == 0 ? T(double(state.width) / double(flow[0].width))
                                       : T(double(state.height) / double(flow[0].height));
-      resize_row(flow[component], w.up_rows[level], w.up_columns[level], factor, y, w.scratch + task * w.scratch_row,
-                 state.part(y, Part(kU + component)));
+      if (from_zero) {
+        std::fill(to, to + state.width, T(0));
+      } else {
+        resize_row(flow[component], w.up_rows[level], w.up_columns[level], factor, y, w.scratch + task * w.scratch_row,
+                   to);
+      }
+      std::fill(to + state.width, to + state.pitch, T(0));
     }
+    std::fill(state.part(y, kPux), state.part(y, kRho), T(0));
   });
 }
 
@@ -160,13 +166,15 @@ void leave_level(const State<T>& state, Workspace<T>* w, const Loop& loop) {
 template <class T>
 void median_filter(const OpticalFlowTvl1& p, const State<T>& state, Workspace<T>* w, const Loop& loop) {
   leave_level(state, w, loop);
-  each_row(loop, state.height, [&](int64_t y, int64_t) {
-    for (int component = 0; component < 2; ++component) {
-      T* const to = state.part(y, Part(kU + component));
-      if (p.median == 3) {
-        median_row<T, 3>(w->flow[component], y, to);
-      } else {
-        median_row<T, 5>(w->flow[component], y, to);
+  each(loop, row_tasks(state.height), [&](int64_t task) {
+    const int64_t end = std::min(state.height, (task + 1) * kRowsPerTask);
+    for (int64_t y = task * kRowsPerTask; y < end; y += 2) {
+      for (int component = 0; component < 2; ++component) {
+        const Part part = Part(kU + component);
+        T* const first = state.part(y, part);
+        T* const second = first + kParts * state.pitch;
+        const auto rows = p.median == 3 ? &median_rows<T, 3> : &median_rows<T, 5>;
+        rows(w->flow[component], y, y + 1 < end, first, second);
       }
     }
   });

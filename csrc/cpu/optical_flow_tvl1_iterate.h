@@ -6,9 +6,9 @@
 //     P:  p = (p + c grad u) / (1 + c |grad u|),  c = tau / theta,  for the component u and its p; the same for v
 //
 // grad is the forward difference and zero beyond the image, div the backward one. A pixel of float costs 40 bytes read
-// and 24 written, and some 50 operations, two square roots and two divisions among them: about 3 cycles of an AVX2
-// core. Straight sweeps would ask memory for 64 bytes in those 3 cycles, more than it gives, so several iterations are
-// done while rows are in a cache.
+// and 24 written, and some 50 operations, two square roots and a division among them: about 3 cycles of an AVX2 core.
+// Straight sweeps would ask memory for 64 bytes in those 3 cycles, more than it gives, so several iterations are done
+// while rows are in a cache.
 //
 // Row y of U needs rows y and y - 1 of p, and row y of P rows y and y + 1 of the new u. So all is done in place: row y
 // of U, then row y - 1 of P. Iteration k + 1 may follow iteration k one row behind, and a block of `depth` iterations
@@ -17,11 +17,11 @@
 // For threads the image is cut into bands, and a block is done in two steps, each of which is free of dependences
 // between its tiles (split tiling: every number is computed once and no row is stored twice).
 //
-//       seam a . . . . . . . .      step 1, bands: iteration k (from 1) covers rows a + k - 1 ... b - k of U
-//      \ band      /                and a + k - 1 ... b - k - 1 of P; at the image's own edges nothing is lost
-//       \         /  iterations     step 2, seams: around c, iteration k covers rows c - k + 1 ... c + k - 2 of U
-//        \_______/   downwards      and c - k ... c + k - 2 of P
-//       seam b . . . . . . . .
+//     rows   a                b                c      step 1, bands: iteration k (from 1) covers rows a + k - 1 ...
+//             \     band     / \     band     /       b - k of U and a + k - 1 ... b - k - 1 of P; nothing is lost at
+//  iterations  \            /   \            /        the image's own edges
+//  downwards    \__________/     \__________/         step 2, seams: around b, iteration k covers rows b - k + 1 ...
+//                            seam                     b + k - 2 of U and b - k ... b + k - 2 of P
 //
 // A band is at least 2 depth rows high. Every number comes from the same operations in whatever bands, so that the bits
 // do not depend on them; the sum that the stopping rule asks for is kept per row and added up in the order of rows.
@@ -36,68 +36,64 @@ struct Step {
   T theta, limit, ratio;  // limit = lambda theta, ratio = tau / theta
 };
 
-// U of row y. Returns the sum of the squared changes where `measure`, else 0.
-template <bool measure, class T>
-double update_flow_row(const State<T>& state, const Step<T>& step, int64_t y) {
-  T* const row = state.row(y);
+// U of row y if `flow`, and P of row y - 1 if `dual`. Returns the sum of the squared changes of U if `measure`, else 0.
+template <bool flow, bool dual, bool measure, class T>
+double update_rows(const State<T>& state, const Step<T>& step, int64_t y) {
   const int64_t pitch = state.pitch, width = state.width;
-  const T* const above = state.row(y - 1);
-  const Vec<T> theta = splat<T>(step.theta);
+  T* const above = state.row(y - 1);
+  // below the last row is that row again
+  T* const row = flow || y < state.height ? state.row(y) : above;
+  const Vec<T> theta = splat<T>(step.theta), most = splat<T>(step.limit), least = -most;
+  const Vec<T> ratio = splat<T>(step.ratio), one = splat<T>(1);
   Vec<T> squares{};
   for (int64_t x = 0; x < width; x += kLanes<T>) {
     T* const at = row + x;
-    const T* const over = above + x;
-    const Vec<T> u = load(at + kU * pitch), v = load(at + kV * pitch);
-    const Vec<T> gx = load(at + kGx * pitch), gy = load(at + kGy * pitch);
-    const Vec<T> residual = fused<T>(gx, u, fused<T>(gy, v, load(at + kRho * pitch)));
-    const Vec<T> along = at_least<T>(at_most<T>(-residual * load(at + kInverse * pitch), step.limit), -step.limit);
-    const Vec<T> div_u =
-        (load(at + kPux * pitch) - load(at + kPux * pitch - 1)) + (load(at + kPuy * pitch) - load(over + kPuy * pitch));
-    const Vec<T> div_v =
-        (load(at + kPvx * pitch) - load(at + kPvx * pitch - 1)) + (load(at + kPvy * pitch) - load(over + kPvy * pitch));
-    const Vec<T> new_u = fused<T>(theta, div_u, fused<T>(along, gx, u));
-    const Vec<T> new_v = fused<T>(theta, div_v, fused<T>(along, gy, v));
-    store(at + kU * pitch, new_u);
-    store(at + kV * pitch, new_v);
-    if constexpr (measure) {
-      const Vec<T> du = new_u - u, dv = new_v - v;
-      Vec<T> square = fused<T>(du, du, dv * dv);
-      // lanes beyond the row are no pixels
-      for (int64_t lane = width - x; lane < kLanes<T>; ++lane) square[lane] = 0;
-      squares += square;
+    T* const over = above + x;
+    Vec<T> u = load(at + kU * pitch), v = load(at + kV * pitch);
+    const Vec<T> puy = load(over + kPuy * pitch), pvy = load(over + kPvy * pitch);
+    if constexpr (flow) {
+      const Vec<T> gx = load(at + kGx * pitch), gy = load(at + kGy * pitch);
+      const Vec<T> residual = fused<T>(gx, u, fused<T>(gy, v, load(at + kRho * pitch)));
+      const Vec<T> along = greater<T>(lesser<T>(-residual * load(at + kInverse * pitch), most), least);
+      const Vec<T> div_u = (load(at + kPux * pitch) - load(at + kPux * pitch - 1)) + (load(at + kPuy * pitch) - puy);
+      const Vec<T> div_v = (load(at + kPvx * pitch) - load(at + kPvx * pitch - 1)) + (load(at + kPvy * pitch) - pvy);
+      const Vec<T> new_u = fused<T>(theta, div_u, fused<T>(along, gx, u));
+      const Vec<T> new_v = fused<T>(theta, div_v, fused<T>(along, gy, v));
+      if constexpr (measure) {
+        const Vec<T> du = new_u - u, dv = new_v - v;
+        Vec<T> square = fused<T>(du, du, dv * dv);
+        // lanes beyond the row are no pixels
+        for (int64_t lane = width - x; lane < kLanes<T>; ++lane) square[lane] = 0;
+        squares += square;
+      }
+      u = new_u;
+      v = new_v;
+      store(at + kU * pitch, u);
+      store(at + kV * pitch, v);
+    }
+    if constexpr (dual) {
+      const Vec<T> here_u = load(over + kU * pitch), here_v = load(over + kV * pitch);
+      const Vec<T> ux = load(over + kU * pitch + 1) - here_u, uy = u - here_u;
+      const Vec<T> vx = load(over + kV * pitch + 1) - here_v, vy = v - here_v;
+      // one division for both components: 1 / a = b / (a b)
+      const Vec<T> a = fused<T>(ratio, square_root<T>(fused<T>(ux, ux, uy * uy)), one);
+      const Vec<T> b = fused<T>(ratio, square_root<T>(fused<T>(vx, vx, vy * vy)), one);
+      const Vec<T> both = one / (a * b), shrink_u = b * both, shrink_v = a * both;
+      store(over + kPux * pitch, fused<T>(ratio, ux, load(over + kPux * pitch)) * shrink_u);
+      store(over + kPuy * pitch, fused<T>(ratio, uy, puy) * shrink_u);
+      store(over + kPvx * pitch, fused<T>(ratio, vx, load(over + kPvx * pitch)) * shrink_v);
+      store(over + kPvy * pitch, fused<T>(ratio, vy, pvy) * shrink_v);
     }
   }
-  // the difference across the edge is zero
-  row[kU * pitch + width] = row[kU * pitch + width - 1];
-  row[kV * pitch + width] = row[kV * pitch + width - 1];
+  if constexpr (flow) {
+    // the difference across the edge is zero
+    row[kU * pitch + width] = row[kU * pitch + width - 1];
+    row[kV * pitch + width] = row[kV * pitch + width - 1];
+  }
   double sum = 0;
   if constexpr (measure)
     for (int lane = 0; lane < kLanes<T>; ++lane) sum += double(squares[lane]);
   return sum;
-}
-
-// P of row y.
-template <class T>
-void update_dual_row(const State<T>& state, const Step<T>& step, int64_t y) {
-  T* const row = state.row(y);
-  const T* const below = y + 1 < state.height ? state.row(y + 1) : row;
-  const int64_t pitch = state.pitch;
-  const Vec<T> ratio = splat<T>(step.ratio), one = splat<T>(1);
-  for (int64_t x = 0; x < state.width; x += kLanes<T>) {
-    T* const at = row + x;
-    const T* const under = below + x;
-#pragma GCC unroll 2
-    for (int component = 0; component < 2; ++component) {
-      const T* const flow = at + (kU + component) * pitch;
-      T* const dual = at + (kPux + 2 * component) * pitch;
-      const Vec<T> here = load(flow), dx = load(flow + 1) - here;
-      const Vec<T> dy = load(under + (kU + component) * pitch) - here;
-      const Vec<T> norm = square_root<T>(fused<T>(dx, dx, dy * dy));
-      const Vec<T> shrink = one / fused<T>(ratio, norm, one);
-      store(dual, fused<T>(ratio, dx, load(dual)) * shrink);
-      store(dual + pitch, fused<T>(ratio, dy, load(dual + pitch)) * shrink);
-    }
-  }
 }
 
 // Rows [begin, end) that iteration k of a tile covers.
@@ -120,35 +116,30 @@ void sweep(const State<T>& state, const Step<T>& step, int64_t depth, const Flow
     for (int64_t k = 1; k <= depth; ++k) {
       const int64_t y = front - (k - 1);
       const Rows flow = flow_rows(k), dual = dual_rows(k);
-      if (y >= flow.begin && y < flow.end) {
-        if (k == depth && row_sums != nullptr) {
-          row_sums[y] = update_flow_row<true>(state, step, y);
-        } else {
-          update_flow_row<false>(state, step, y);
-        }
+      const bool has_flow = y >= flow.begin && y < flow.end, has_dual = y - 1 >= dual.begin && y - 1 < dual.end;
+      if (has_flow && k == depth && row_sums != nullptr) {
+        row_sums[y] =
+            has_dual ? update_rows<true, true, true>(state, step, y) : update_rows<true, false, true>(state, step, y);
+      } else if (has_flow) {
+        has_dual ? update_rows<true, true, false>(state, step, y) : update_rows<true, false, false>(state, step, y);
+      } else if (has_dual) {
+        update_rows<false, true, false>(state, step, y);
       }
-      if (y - 1 >= dual.begin && y - 1 < dual.end) update_dual_row(state, step, y - 1);
     }
   }
 }
 
-// The wave front of a block fills at most this much of a core's own cache.
-constexpr int64_t kFrontBytes = 384 * 1024;
-constexpr int64_t kDeepest = 10;
-
-template <class T>
-int64_t block_depth(const State<T>& state) {
-  const int64_t row_bytes = kParts * state.pitch * int64_t(sizeof(T));
-  return std::clamp<int64_t>(kFrontBytes / row_bytes - 2, 1, kDeepest);
-}
+// Iterations of a block. A front that outgrows a core's own cache still meets memory a tenth as often: at 1920 pixels
+// its 12 rows are 0.9 MB, and ten were measured faster than the three or four that fit in 512 kB.
+constexpr int64_t kDepth = 10;
 
 // `iterations` iterations. Returns the sum over pixels of the squared change in the last one where `measure`, else 0.
 template <class T>
 double iterate(const State<T>& state, const Step<T>& step, int64_t iterations, bool measure, double* row_sums,
                const Loop& loop) {
-  const int64_t height = state.height, deepest = block_depth(state);
+  const int64_t height = state.height;
   for (int64_t done = 0; done < iterations;) {
-    const int64_t depth = std::min(deepest, iterations - done);
+    const int64_t depth = std::min(kDepth, iterations - done);
     done += depth;
     double* const sums = measure && done == iterations ? row_sums : nullptr;
     const int64_t bands = std::clamp<int64_t>(height / (2 * depth), 1, loop.threads == 1 ? 1 : 2 * loop.threads);

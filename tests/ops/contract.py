@@ -230,7 +230,7 @@ def _optical_flow_tvl1_samples() -> Iterator[tuple[str, Sample]]:
         return Sample(tensors, {"warps": 2, "inner_iterations": 8, **options})
 
     yield "grey", sample(2, 1, 24, 41)
-    yield "colors", sample(2, 3, 37, 50, scale_factor=0.75)
+    yield "colors", sample(2, 3, 37, 50, scale_factor=0.8)
     yield "several-bands", sample(1, 1, 97, 35, median=3, outer_iterations=2)
     yield "comes-to-rest", sample(3, 1, 33, 32, median=0, inner_iterations=45, epsilon=0.02)
     yield "from-init", sample(2, 1, 40, 33, init=True)
@@ -242,7 +242,7 @@ def _optical_flow_tvl1_samples() -> Iterator[tuple[str, Sample]]:
 
 
 def _optical_flow_tvl1_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
-    options = {"tau": 0.25, "lambda_": 0.2, "theta": 0.3, "levels": 32, "scale_factor": 0.5, "warps": 5}
+    options = {"tau": 0.25, "lambda_": 0.2, "theta": 0.3, "levels": 32, "scale_factor": 0.7, "warps": 5}
     options |= {"outer_iterations": 1, "inner_iterations": 20, "median": 5, "epsilon": 0.0} | sample.options
     return (*sample.tensors.values(), *options.values(), impl)
 

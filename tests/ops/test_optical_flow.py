@@ -13,7 +13,7 @@ IMAGES = torch.rand(2, 2, 3, 20, 24, generator=torch.Generator().manual_seed(0))
 
 def test_a_preset_is_its_parameters_and_yields_to_those_given() -> None:
     prev, next = IMAGES
-    for method, (function, presets, _) in METHODS.items():
+    for method, (function, presets, _, _) in METHODS.items():
         for name, params in presets.items():
             flow = optical_flow(prev, next, method=method, preset=name)
             assert torch.equal(flow, function(prev, next, **params))
@@ -27,7 +27,7 @@ def test_the_default_is_what_it_is_said_to_be() -> None:
 
 
 def test_presets_set_parameters_that_exist() -> None:
-    for function, presets, default in METHODS.values():
+    for function, presets, default, _ in METHODS.values():
         assert default in presets
         for params in presets.values():
             assert set(params) <= set(inspect.signature(function).parameters)
@@ -36,6 +36,12 @@ def test_presets_set_parameters_that_exist() -> None:
 def test_grey_images_need_no_channel_axis() -> None:
     prev, next = IMAGES[:, :, 0]
     assert torch.equal(optical_flow(prev, next), optical_flow(prev[:, None], next[:, None]))
+
+
+def test_it_compiles_as_one_graph() -> None:
+    prev, next = IMAGES
+    compiled = torch.compile(lambda a, b: optical_flow(a, b, preset="fast", warps=2), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(prev, next), optical_flow(prev, next, preset="fast", warps=2))
 
 
 @pytest.mark.parametrize(

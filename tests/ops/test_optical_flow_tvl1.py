@@ -139,7 +139,7 @@ def test_the_kernel_is_the_reference_in_double(
 
 
 def test_wide_images_of_many_bands_have_the_same_bits_on_every_thread_count(threads) -> None:  # type: ignore[no-untyped-def]
-    """Rows so long that a block of iterations is cut short, and bands that meet at seams."""
+    """Bands that meet at seams, in blocks of ten iterations and of fewer, with a stopping rule to be summed up."""
     prev = texture(160, 900).float()
     next = shifted(prev, 2, 1)
     results = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -17,10 +17,22 @@ from vidgen.ops import optical_flow_tvl1 as tvl1
 
 Method = Literal["tvl1"]
 
-#: method -> (function, presets, the preset that is taken if none is named)
-METHODS: Mapping[str, tuple[Callable[..., Tensor], Mapping[str, Mapping[str, Any]], str]] = {
-    "tvl1": (tvl1.optical_flow_tvl1, tvl1.PRESETS, "accurate"),
-}
+
+class Kind(NamedTuple):
+    """A method: its function, its presets, the one that is taken if none is named, and the names of its parameters."""
+
+    function: Callable[..., Tensor]
+    presets: Mapping[str, Mapping[str, Any]]
+    default: str
+    parameters: tuple[str, ...]
+
+
+def _kind(function: Callable[..., Tensor], presets: Mapping[str, Mapping[str, Any]], default: str) -> Kind:
+    own = [name for name in inspect.signature(function).parameters if name not in ("prev", "next", "init", "impl")]
+    return Kind(function, presets, default, tuple(sorted(own)))
+
+
+METHODS: Mapping[str, Kind] = {"tvl1": _kind(tvl1.optical_flow_tvl1, tvl1.PRESETS, "accurate")}
 
 
 def optical_flow(
@@ -53,10 +65,9 @@ def optical_flow(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
-    function, presets, default = METHODS[method]
-    if preset is not None and preset not in presets:
-        raise ValueError(f"preset must be one of {sorted(presets)} for method {method!r}, got {preset!r}")
-    known = set(inspect.signature(function).parameters) - {"prev", "next", "init", "impl"}
-    if unknown := sorted(set(params) - known):
-        raise TypeError(f"parameters of method {method!r} must be among {sorted(known)}, got {unknown}")
-    return function(prev, next, init=init, impl=impl, **{**presets[preset or default], **params})
+    kind = METHODS[method]
+    if preset is not None and preset not in kind.presets:
+        raise ValueError(f"preset must be one of {sorted(kind.presets)} for method {method!r}, got {preset!r}")
+    if unknown := [name for name in params if name not in kind.parameters]:
+        raise TypeError(f"parameters of method {method!r} must be among {list(kind.parameters)}, got {unknown}")
+    return kind.function(prev, next, init=init, impl=impl, **{**kind.presets[preset or kind.default], **params})

@@ -66,7 +66,7 @@ _OPENCV = {"lambda_": 0.15, "levels": 5, "scale_factor": 0.8, "warps": 5, "epsil
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "accurate": {},
-        "fast": {"warps": 3, "inner_iterations": 10, "median": 0},
+        "fast": {"scale_factor": 0.5, "warps": 3, "inner_iterations": 10, "median": 0},
         # OpenCV's DualTVL1 on the CPU
         "opencv": {**_OPENCV, "outer_iterations": 10, "inner_iterations": 30, "median": 5},
         # OpenCV's DualTVL1 on CUDA, with which two-stream networks were trained
@@ -317,7 +317,7 @@ def optical_flow_tvl1(
     lambda_: float | Tensor = 0.2,
     theta: float | Tensor = 0.3,
     levels: int = 32,
-    scale_factor: float = 0.5,
+    scale_factor: float = 0.7,
     warps: int = 5,
     outer_iterations: int = 1,
     inner_iterations: int = 20,
