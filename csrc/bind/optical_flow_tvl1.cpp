@@ -112,6 +112,7 @@ Tensor tvl1(Tensor prev, Tensor next, std::optional<Tensor> init, double tau, do
   std::atomic<bool> out_of_memory{false};
   std::vector<FlowStatus> status(size_t(pairs), FlowStatus::done);
   const auto solve = [&](int64_t pair, const Loop& loop) {
+    // a thread keeps its workspace: the next pair of a video finds memory that is mapped already
     void* const workspace = scratch(workspace_bytes);
     if (workspace == nullptr) {
       out_of_memory = true;

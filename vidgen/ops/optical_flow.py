@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from vidgen.ops import optical_flow_tvl1 as tvl1
+from vidgen.ops.optical_flow_tvl1 import PRESETS as TVL1_PRESETS
+from vidgen.ops.optical_flow_tvl1 import optical_flow_tvl1
 
 Method = Literal["tvl1"]
 
@@ -32,7 +33,7 @@ def _kind(function: Callable[..., Tensor], presets: Mapping[str, Mapping[str, An
     return Kind(function, presets, default, tuple(sorted(own)))
 
 
-METHODS: Mapping[str, Kind] = {"tvl1": _kind(tvl1.optical_flow_tvl1, tvl1.PRESETS, "accurate")}
+METHODS: Mapping[str, Kind] = {"tvl1": _kind(optical_flow_tvl1, TVL1_PRESETS, "accurate")}
 
 
 def optical_flow(
