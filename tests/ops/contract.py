@@ -231,7 +231,7 @@ def _optical_flow_tvl1_samples() -> Iterator[tuple[str, Sample]]:
 
     yield "grey", sample(2, 1, 24, 41)
     yield "colors", sample(2, 3, 37, 50, scale_factor=0.8)
-    yield "several-bands", sample(1, 1, 97, 35, median=3, outer_iterations=2)
+    yield "several-bands", sample(1, 1, 97, 50, median=3, outer_iterations=2)
     yield "comes-to-rest", sample(3, 1, 33, 32, median=0, inner_iterations=45, epsilon=0.02)
     yield "from-init", sample(2, 1, 40, 33, init=True)
     yield "one-level", sample(2, 1, 18, 20, levels=1, median=0)

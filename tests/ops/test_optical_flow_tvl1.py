@@ -113,7 +113,7 @@ def test_swapping_the_axes_swaps_the_components(height: int, width: int, seed: i
 
 @settings(max_examples=25, deadline=None)
 @given(
-    height=st.integers(1, 70),
+    height=st.integers(1, 110),
     width=st.integers(1, 70),
     channels=st.sampled_from([1, 3]),
     median=st.sampled_from([0, 3, 5]),
