@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bind/cpu_backend.h"
+#include "bind/crew.h"
 #include "bind/tensors.h"
 #include "cpu/isa.h"
 #include "cpu/tables.h"
@@ -52,14 +53,8 @@ ImageView pair_view(const Tensor& t, int64_t pair) {
   return {data + offset, t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
-void in_turn(int64_t tasks, void (*task)(void*, int64_t), void* context) {
+void in_turn(void*, int64_t tasks, void (*task)(void*, int64_t), void* context) {
   for (int64_t i = 0; i < tasks; ++i) task(context, i);
-}
-
-void on_threads(int64_t tasks, void (*task)(void*, int64_t), void* context) {
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) task(context, i);
-  });
 }
 
 void check_status(FlowStatus status, int64_t pair) {
@@ -126,10 +121,23 @@ Tensor tvl1(Tensor prev, Tensor next, std::optional<Tensor> init, double tau, do
   };
   // as many pairs as fill all threads are shared out, one to a thread; the rest one after the other, on all threads
   const int64_t threads = torch::stable::get_num_threads(), shared = pairs / threads * threads;
+  const Loop alone{1, nullptr, in_turn};
   torch::stable::parallel_for(0, shared, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t pair = begin; pair < end; ++pair) solve(pair, Loop{1, in_turn});
+    for (int64_t pair = begin; pair < end; ++pair) solve(pair, alone);
   });
-  for (int64_t pair = shared; pair < pairs; ++pair) solve(pair, Loop{threads, threads > 1 ? on_threads : in_turn});
+  for (int64_t pair = shared; pair < pairs; ++pair) {
+    Crew crew;
+    // the caller's thread gets the first of these, and is the leader
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        if (i > 0) {
+          crew.help();
+        } else {
+          crew.lead(threads, [&](const Loop& loop) { solve(pair, loop); });
+        }
+      }
+    });
+  }
   check(!out_of_memory, "out of memory: a pair of images needs ", workspace_bytes, " bytes");
   for (int64_t pair = 0; pair < pairs; ++pair) check_status(status[size_t(pair)], pair);
   return flow;

@@ -15,7 +15,7 @@
 #include <cmath>
 
 #include "cpu/elementary.h"
-#include "cpu/optical_flow_tvl1.h"
+#include "cpu/loop.h"
 #include "cpu/views.h"
 
 namespace vidgen::VIDGEN_ISA {
@@ -65,7 +65,9 @@ Plane<T> take_plane(Arena& arena, int64_t height, int64_t width) {
 template <class F>
 void each(const Loop& loop, int64_t tasks, const F& f) {
   if (tasks <= 0) return;
-  loop.run(tasks, [](void* context, int64_t index) { (*static_cast<const F*>(context))(index); }, const_cast<F*>(&f));
+  loop.run(
+      loop.crew, tasks, [](void* context, int64_t index) { (*static_cast<const F*>(context))(index); },
+      const_cast<F*>(&f));
 }
 
 inline int64_t row_tasks(int64_t height) { return (height + kRowsPerTask - 1) / kRowsPerTask; }

@@ -27,7 +27,7 @@ constexpr int64_t kMostLevels = 64;
 // Levels of fewer pixels are left to one thread: ten iterations of 4096 take it 50 us, not worth waking others.
 constexpr int64_t kWorthThreads = 4096;
 
-void in_turn(int64_t tasks, void (*task)(void*, int64_t), void* context) {
+void in_turn(void*, int64_t tasks, void (*task)(void*, int64_t), void* context) {
   for (int64_t i = 0; i < tasks; ++i) task(context, i);
 }
 
@@ -231,7 +231,7 @@ FlowStatus solve(const OpticalFlowTvl1& p, const ImageView& prev, const ImageVie
   if (init.data != nullptr && !read_init(p, init, w.flow, loop)) return FlowStatus::bad_init;
   for (int64_t l = coarsest; l >= 0; --l) {
     const State<T> state = state_in(w.state, sizes.height[l], sizes.width[l]);
-    const Loop here = state.height * state.width < kWorthThreads ? Loop{1, in_turn} : loop;
+    const Loop here = state.height * state.width < kWorthThreads ? Loop{1, nullptr, in_turn} : loop;
     enter_level(w, state, l == coarsest && init.data == nullptr, l, here);
     solve_level(p, w.prev[l], w.next[l], state, &w, here);
     if (l > 0) {

@@ -1,6 +1,7 @@
 // TV-L1 optical flow between two images (vidgen/ops/optical_flow_tvl1.py has the energy and the iteration).
 #pragma once
 
+#include "cpu/loop.h"
 #include "cpu/views.h"
 
 namespace vidgen {
@@ -17,13 +18,6 @@ struct OpticalFlowTvl1 {
   int64_t warps, outer_iterations, inner_iterations;
   int64_t median;  // 0, 3 or 5
   double epsilon;
-};
-
-// How a kernel that has several steps one after the other spreads each over threads: run calls task(context, i) for
-// every i in [0, tasks), in any order, and returns when all are done. No result may depend on `threads`.
-struct Loop {
-  int64_t threads;
-  void (*run)(int64_t tasks, void (*task)(void* context, int64_t index), void* context);
 };
 
 enum class FlowStatus : int { done, bad_prev, bad_next, bad_init };
