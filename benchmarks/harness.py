@@ -98,6 +98,7 @@ class Case:
     truth: Callable[[str], Outputs]
     compare: Callable[[str, Tensor], Tensor] = field(default=lambda _, value: value)
     left_out: Mapping[str, str] = field(default_factory=dict)  # who cannot be measured here: name -> why not
+    score: Callable[[Outputs], Mapping[str, float]] | None = None  # what the field judges an answer by: name -> figure
 
     def contender(self, name: str) -> Contender:
         return next(c for c in self.contenders if c.name == name)
@@ -237,6 +238,8 @@ def measure(
             if contender.dtype not in truths:
                 truths[contender.dtype] = case.truth(contender.dtype)
             found[contender.name] = errors(outputs, truths[contender.dtype], case.compare)
+            if case.score is not None:
+                entries[contender.name]["scores"] = dict(case.score(outputs))
             runs[contender.name] = run
         except Exception as error:  # a contender that cannot run is a finding, not the end of the benchmark
             # some libraries' messages are pages; the beginning says what is wrong

@@ -43,6 +43,7 @@ class Figures:
     overhead_us: float | None = None  # ours less that baseline, where the baseline is short
     ratio_to_best: float | None = None  # time of the fastest contender of the same dtype that is not ours, over ours
     error: float | None = None  # largest relative rms error among the outputs, against float64
+    scores: str = ""  # what the field judges such an answer by, in words
     added_mib: float | None = None
     roofline: float | None = None  # measured floor over time, 1.0 = at the machine's ceiling
 
@@ -112,6 +113,7 @@ def figures(row: dict[str, Any], peaks: dict[str, float]) -> list[Figures]:
                 overhead_us=overhead,
                 ratio_to_best=to_best,
                 error=error,
+                scores=", ".join(f"{name} {value:.3g}" for name, value in entry.get("scores", {}).items()),
                 added_mib=(entry.get("memory") or {}).get("added_mib"),
                 roofline=None if floor is None else floor / median,
             )
@@ -155,7 +157,7 @@ def cells(one: Figures) -> list[str]:
         format_spread(one),
         format_ratio(one.ratio, one.overhead_us),
         format_ratio(one.ratio_to_best),
-        "–" if one.error is None else f"{one.error:.1e}",
+        one.scores or ("–" if one.error is None else f"{one.error:.1e}"),
         "–" if one.added_mib is None else f"{one.added_mib:.1f}",
         "–" if one.roofline is None else f"{one.roofline:.0%}",
     ]

@@ -84,6 +84,17 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
       "str mode, str why) -> Tensor");
   m.def("discretized_logistic_mixture_cpu_supports(ScalarType dtype) -> str");
 
+  // TV-L1 optical flow from prev to next, both (N, 1 or 3, H, W), from the flow `init` or zero.
+  m.def(
+      "optical_flow_tvl1(Tensor prev, Tensor next, Tensor? init, float tau, float lambda_, float theta, int levels, "
+      "float scale_factor, int warps, int outer_iterations, int inner_iterations, int median, float epsilon, "
+      "str? impl) -> Tensor");
+  m.def(
+      "optical_flow_tvl1_reference(Tensor prev, Tensor next, Tensor? init, float tau, float lambda_, float theta, "
+      "int levels, float scale_factor, int warps, int outer_iterations, int inner_iterations, int median, "
+      "float epsilon, str why) -> Tensor");
+  m.def("optical_flow_tvl1_cpu_supports(ScalarType dtype) -> str");
+
   // What the executor "cpu" of vidgen.sampling runs: the numbers of a sampling program in this machine's layout, and
   // rows or times `first` ... `last` - 1 of a program. mixtures = 0: the head is a softmax over the levels.
   m.def("sample_causal_pack(Tensor program, Tensor numbers, bool narrow_weights) -> Tensor");

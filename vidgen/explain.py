@@ -36,7 +36,9 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
     lines = [f"{op} on {device}" + (f", impl={choice!r} asked for" if choice else "")]
     for name, reason in rows:
         if name == chosen and reason is None:
-            plan = sys.modules[f"vidgen.ops.{op}"].plan_of(*call.values(), algorithm) if name == "cpu" else ""
+            # an op whose kernel has one form only has no plan to tell
+            plan_of = getattr(sys.modules[f"vidgen.ops.{op}"], "plan_of", None)
+            plan = plan_of(*call.values(), algorithm) if plan_of and name == "cpu" else ""
             lines.append(f"  {name:<10} runs" + (f" ({plan})" if plan else ""))
         else:
             lines.append(f"  {name:<10} {reason or f'could run; {chosen} comes first'}")

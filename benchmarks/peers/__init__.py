@@ -7,6 +7,8 @@ An adapter is a module with
 - `convert(module, x)`: the model in the peer's own form, done once and not measured: a user deploys a converted file;
 - `load(model, threads=..., dtype=...)`: the call to be measured, from a contiguous float32 CPU tensor to one.
 
+One for optical flow has, in place of the last two, a function for each method, which returns the call to be measured.
+
 Its name is not its library's, so that neither hides the other.
 """
 
@@ -28,9 +30,9 @@ def first_missing(*libraries: str) -> str | None:
 
 def installed() -> Iterable[ModuleType]:
     """The adapters that can be used here."""
-    from . import openvino_peer, ort
+    from . import opencv_flow, openvino_peer, ort, skimage_flow
 
-    return [peer for peer in (ort, openvino_peer) if peer.missing() is None]
+    return [peer for peer in (ort, openvino_peer, opencv_flow, skimage_flow) if peer.missing() is None]
 
 
 def versions() -> dict[str, str]:

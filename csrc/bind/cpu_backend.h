@@ -32,19 +32,23 @@ inline bool direct_only(const std::string& algorithm) {
   return algorithm == "direct";
 }
 
-// Which backend a call asked for: `impl`, else VIDGEN_IMPL, else the kernel if it knows the dtype. Returns the
-// reason to warn with when the reference stands in, "" when it was asked for, nothing when the kernel runs.
+// Which backend a call asked for: `impl`, else VIDGEN_IMPL, else the kernel unless `why_not` says why it cannot.
+// Returns the reason to warn with when the reference stands in, "" when it was asked for, nothing when the kernel runs.
 inline std::optional<std::string> handed_over(const char* op, const std::optional<std::string>& impl,
-                                              ScalarType dtype) {
+                                              const std::string& why_not) {
   const char* process_wide = std::getenv("VIDGEN_IMPL");
   const std::string choice = impl.has_value() ? *impl : process_wide != nullptr ? process_wide : "";
   if (choice == "reference") return "";
-  const std::string why_not = cpu_supports(dtype);
   if (choice.empty()) return why_not.empty() ? std::nullopt : std::optional(why_not);
   check(choice == "cpu", op, ": impl='", choice,
         "' cannot run here: the tensors are on the CPU; impl must be 'cpu' or ", "'reference'");
   check(why_not.empty(), op, ": impl='cpu' cannot run here: ", why_not);
   return std::nullopt;
+}
+
+inline std::optional<std::string> handed_over(const char* op, const std::optional<std::string>& impl,
+                                              ScalarType dtype) {
+  return handed_over(op, impl, cpu_supports(dtype));
 }
 
 // The stack holds the arguments, then the results.

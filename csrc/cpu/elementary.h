@@ -12,6 +12,10 @@
 
 #include "cpu/simd.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace vidgen::VIDGEN_ISA {
 
 // a * b + c, fused where the processor can; all three are vectors.
@@ -87,6 +91,59 @@ VIDGEN_INLINE Vec<T> at_most(Vec<T> x, Acc<T> high) {
   return smaller<T>(splat<T>(high), x);
 }
 
+// a < b ? a : b and a > b ? a : b, in one instruction where there is one: b, if either is a NaN.
+template <class T>
+VIDGEN_INLINE Vec<T> lesser(Vec<T> a, Vec<T> b) {
+  constexpr bool single = sizeof(Acc<T>) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) {
+    return (Vec<T>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+  } else {
+    return (Vec<T>)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b);
+  }
+#elif defined(__AVX2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm256_min_ps((__m256)a, (__m256)b);
+  } else {
+    return (Vec<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
+  }
+#elif defined(__SSE2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm_min_ps((__m128)a, (__m128)b);
+  } else {
+    return (Vec<T>)_mm_min_pd((__m128d)a, (__m128d)b);
+  }
+#else
+  return a < b ? a : b;
+#endif
+}
+
+template <class T>
+VIDGEN_INLINE Vec<T> greater(Vec<T> a, Vec<T> b) {
+  constexpr bool single = sizeof(Acc<T>) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) {
+    return (Vec<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+  } else {
+    return (Vec<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+  }
+#elif defined(__AVX2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm256_max_ps((__m256)a, (__m256)b);
+  } else {
+    return (Vec<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+  }
+#elif defined(__SSE2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm_max_ps((__m128)a, (__m128)b);
+  } else {
+    return (Vec<T>)_mm_max_pd((__m128d)a, (__m128d)b);
+  }
+#else
+  return a > b ? a : b;
+#endif
+}
+
 template <class T>
 VIDGEN_INLINE IntVec<T> sign_bit() {
   return (IntVec<T>)(-Vec<T>{});
@@ -100,6 +157,34 @@ VIDGEN_INLINE Vec<T> absolute(Vec<T> x) {
 template <class T>
 VIDGEN_INLINE Vec<T> with_sign_of(Vec<T> magnitude, Vec<T> x) {
   return (Vec<T>)((IntVec<T>)magnitude | ((IntVec<T>)x & sign_bit<T>()));
+}
+
+// Correctly rounded, on every instruction set.
+template <class T>
+VIDGEN_INLINE Vec<T> square_root(Vec<T> x) {
+  constexpr bool single = sizeof(Acc<T>) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) {
+    return (Vec<T>)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+  } else {
+    return (Vec<T>)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+  }
+#elif defined(__AVX2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm256_sqrt_ps((__m256)x);
+  } else {
+    return (Vec<T>)_mm256_sqrt_pd((__m256d)x);
+  }
+#elif defined(__SSE2__)
+  if constexpr (single) {
+    return (Vec<T>)_mm_sqrt_ps((__m128)x);
+  } else {
+    return (Vec<T>)_mm_sqrt_pd((__m128d)x);
+  }
+#else
+  for (int lane = 0; lane < kLanes<T>; ++lane) x[lane] = single ? __builtin_sqrtf(x[lane]) : __builtin_sqrt(x[lane]);
+  return x;
+#endif
 }
 
 template <class T>

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vidgen.benchmarks import peers
-from vidgen.benchmarks.peers import openvino_peer, ort
+from vidgen.benchmarks.peers import opencv_flow, openvino_peer, ort, skimage_flow
 
 REPOSITORY = Path(__file__).parents[2]
 PEERS = [
@@ -72,10 +72,9 @@ def test_what_is_missing_is_said_in_words() -> None:
 
 def test_versions_are_those_of_the_installed_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, version in peers.versions().items():
-        assert importlib.util.find_spec(name) is not None
-        assert version
-    monkeypatch.setattr(ort, "missing", lambda: "no")
-    monkeypatch.setattr(openvino_peer, "missing", lambda: "no")
+        assert importlib.metadata.version(name) == version
+    for peer in (ort, openvino_peer, opencv_flow, skimage_flow):
+        monkeypatch.setattr(peer, "missing", lambda: "no")
     assert peers.versions() == {}
 
 
@@ -83,8 +82,8 @@ def test_the_benchmark_needs_no_peer_and_loads_none() -> None:
     script = """
 import sys
 from vidgen.benchmarks import suite
-names = {"onnx", "onnxruntime", "onnxscript", "openvino"}
-cases = suite.find_cases(["conv3d_pool3d"], device="cpu", full=True)
+names = {"onnx", "onnxruntime", "onnxscript", "openvino", "cv2", "skimage"}
+cases = suite.find_cases(["conv3d_pool3d", "optical_flow_tvl1"], device="cpu", full=True)
 assert not names & set(sys.modules), names & set(sys.modules)
 """
     done: Any = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)

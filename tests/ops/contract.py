@@ -5,19 +5,20 @@ An op that adds itself to OPS gets every test of test_contract.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidgen.ops import conv3d_pool3d, discretized_logistic_mixture, masked_conv2d
+from vidgen.ops import conv3d_pool3d, discretized_logistic_mixture, masked_conv2d, optical_flow_tvl1
 from vidgen.ops.conv3d_geometry import resolve_padding
 from vidgen.ops.conv3d_pool3d import reference as conv3d_pool3d_reference
 from vidgen.ops.discretized_logistic_mixture import parameters_per_mixture
 from vidgen.ops.discretized_logistic_mixture import reference as discretized_logistic_mixture_reference
 from vidgen.ops.masked_conv2d import reference as masked_conv2d_reference
+from vidgen.ops.optical_flow_tvl1 import reference as optical_flow_tvl1_reference
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Op:
     typical: the sample for what does not depend on shapes. thin: one with few channels.
     checked: the samples that torch.library.opcheck sees.
     constant: tensors in which the op has no gradient.
-    reduces: the result is one number for each sample, in float32 at least whatever autocast says; else it is an image
-        of the arguments' dtype.
+    measures: the result is no image like the one that came in, but one number or a field of numbers for each sample,
+        contiguous and in float32 at least whatever autocast says; else it is an image of the arguments' dtype.
+    limits: relative rms error by dtype, where the docstring promises another than most do.
     """
 
     name: str
@@ -60,14 +62,14 @@ class Op:
     image: str = "x"
     more: tuple[str, ...] = ()
     constant: tuple[str, ...] = ()
-    reduces: bool = False
+    measures: bool = False
+    limits: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def batched(self) -> tuple[str, ...]:
-        return (self.image, *self.more)
+    def batched(self, sample: Sample) -> list[str]:
+        return [name for name in (self.image, *self.more) if sample.tensors[name] is not None]
 
     def result_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return torch.promote_types(dtype, torch.float32) if self.reduces else dtype
+        return torch.promote_types(dtype, torch.float32) if self.measures else dtype
 
     def __call__(self, sample: Sample, impl: str | None) -> Tensor:
         return self.public(**sample.tensors, **sample.options, impl=impl)
@@ -208,6 +210,43 @@ def _discretized_logistic_mixture_unsupported(sample: Sample, impl: str, dtype: 
     return impl == "triton" and dtype == torch.float64
 
 
+def _optical_flow_tvl1_samples() -> Iterator[tuple[str, Sample]]:
+    """Sides that fill no vector, no pyramid and no band; every branch of the iteration, and flows of several pixels.
+
+    Grey levels are multiples of 1/64, the same numbers in every dtype.
+    """
+
+    def sample(n, channels, h, w, init=False, **options):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(n + 3 * channels + 7 * h + 11 * w)
+        noise = torch.rand(n, channels, h + 12, w + 12, generator=generator, dtype=torch.float64)
+        smooth = torch.nn.functional.avg_pool2d(noise, 5, 1)
+        smooth = ((smooth - 0.5) * 3 + 0.5).clamp(0, 1).mul(64).round() / 64
+        prev, next = smooth[..., 3 : 3 + h, 3 : 3 + w], smooth[..., 2 : 2 + h, 5 : 5 + w]
+        # the flow is (-2, 1); from a start that is far off, the result would depend on every rounding
+        guess = smooth[:, :1, :h, :w] / 2 + torch.tensor([-2.0, 1.0], dtype=torch.float64)[:, None, None]
+        tensors = {"prev": prev, "next": next, "init": guess if init else None}
+        # clones: PyTorch's own checks stumble over the strides of a slice of nothing
+        tensors = {k: None if v is None else v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        return Sample(tensors, {"warps": 2, "inner_iterations": 8, **options})
+
+    yield "grey", sample(2, 1, 24, 41)
+    yield "colors", sample(2, 3, 37, 50, scale_factor=0.8)
+    yield "several-bands", sample(1, 1, 97, 50, median=3, outer_iterations=2)
+    yield "comes-to-rest", sample(3, 1, 33, 32, median=0, inner_iterations=45, epsilon=0.02)
+    yield "from-init", sample(2, 1, 40, 33, init=True)
+    yield "one-level", sample(2, 1, 18, 20, levels=1, median=0)
+    yield "one-pixel", sample(3, 3, 1, 1)
+    yield "one-row", sample(2, 1, 1, 45)
+    yield "one-column", sample(2, 1, 45, 1)
+    yield "empty-batch", sample(0, 1, 20, 20)
+
+
+def _optical_flow_tvl1_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
+    options = {"tau": 0.25, "lambda_": 0.2, "theta": 0.3, "levels": 32, "scale_factor": 0.7, "warps": 5}
+    options |= {"outer_iterations": 1, "inner_iterations": 20, "median": 5, "epsilon": 0.0} | sample.options
+    return (*sample.tensors.values(), *options.values(), impl)
+
+
 OPS = {
     "masked_conv2d": Op(
         name="masked_conv2d",
@@ -249,7 +288,24 @@ OPS = {
         image="params",
         more=("x",),
         constant=("x",),
-        reduces=True,
+        measures=True,
+    ),
+    "optical_flow_tvl1": Op(
+        name="optical_flow_tvl1",
+        public=optical_flow_tvl1,
+        reference=lambda s: optical_flow_tvl1_reference(*_optical_flow_tvl1_positional(s, None)[:-1]),
+        samples=_optical_flow_tvl1_samples,
+        torch_op="optical_flow_tvl1",
+        positional=_optical_flow_tvl1_positional,
+        unsupported=lambda _sample, _impl, _dtype: False,
+        typical="grey",
+        thin="one-row",
+        checked=("grey", "from-init", "empty-batch"),
+        image="prev",
+        more=("next", "init"),
+        constant=("prev", "next", "init"),
+        measures=True,
+        limits={"float32": 3e-5, "bfloat16": 3e-5},
     ),
 }
 

@@ -1,0 +1,74 @@
+"""Pairs of images whose optical flow is known, for the benchmarks of every method.
+
+`photograph`: the astronaut of scikit-image, resized, and the same photograph pulled along a smooth field of some
+pixels, which grows with the picture. `motorcycle`: a real stereo pair with its measured disparity, from 7 to some 60
+pixels. Both come with scikit-image's wheel (`pip install 'vidgen[data]'`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidgen.extras import require
+
+#: pixels along the edges that are not judged: what is there may have come from outside
+MARGIN = 24
+
+
+@dataclass(frozen=True)
+class Pair:
+    """prev, next: uint8 (1, 1, H, W). flow: float64 (1, 2, H, W). judged: bool (H, W), where the flow is known."""
+
+    prev: Tensor
+    next: Tensor
+    flow: Tensor
+    judged: Tensor
+
+
+def _grey(picture: Tensor) -> Tensor:
+    """uint8 (H, W, 3) -> float64 (1, 1, H, W), 0 … 255."""
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    return (picture.double() @ weights)[None, None]
+
+
+def _levels(grey: Tensor) -> Tensor:
+    return grey.round().clamp(0, 255).to(torch.uint8)
+
+
+@cache
+def photograph(height: int, width: int) -> Pair:
+    """u = 6 s sin(y / 60 s) + 0.02 (x - cx), v = 4 s cos(x / 80 s) + 0.02 (y - cy), s = width / 640."""
+    data = require("skimage.data", extra="data")
+    picture = F.interpolate(
+        _grey(torch.from_numpy(data.astronaut())), size=(height, width), mode="bicubic", antialias=True
+    )
+    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    s = width / 640
+    u = 6 * s * torch.sin(y / (60 * s)) + 0.02 * (x - width / 2)
+    v = 4 * s * torch.cos(x / (80 * s)) + 0.02 * (y - height / 2)
+    points = torch.stack([(x + u) * 2 / (width - 1) - 1, (y + v) * 2 / (height - 1) - 1], dim=-1)
+    pulled = F.grid_sample(picture, points[None], mode="bicubic", padding_mode="border", align_corners=True)
+    judged = torch.zeros(height, width, dtype=torch.bool)
+    judged[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
+    return Pair(_levels(pulled), _levels(picture), torch.stack([u, v])[None], judged)
+
+
+@cache
+def motorcycle() -> Pair:
+    """500 × 741 pixels; the flow is (-disparity, 0)."""
+    data = require("skimage.data", extra="data")
+    left, right, disparity = (torch.from_numpy(array) for array in data.stereo_motorcycle())
+    judged = disparity.isfinite()
+    u = torch.where(judged, -disparity, 0).double()
+    return Pair(_levels(_grey(left)), _levels(_grey(right)), torch.stack([u, torch.zeros_like(u)])[None], judged)
+
+
+def endpoint_errors(flow: Tensor, pair: Pair) -> dict[str, float]:
+    """ "EPE px", the mean length of the error vectors, and "> 3 px %", the share of those longer than 3 pixels."""
+    lengths = (flow.double() - pair.flow).norm(dim=1)[..., pair.judged]
+    return {"EPE px": lengths.mean().item(), "> 3 px %": (lengths > 3).double().mean().item() * 100}

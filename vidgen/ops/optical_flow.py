@@ -1,0 +1,74 @@
+"""Optical flow: one function for every method, each of which is an op in a file of its own.
+
+The flow from prev to next is (N, 2, H, W) in pixels: channel 0 points to the right, 1 downwards, and what is at (x, y)
+in prev is at (x + flow[0], y + flow[1]) in next. A method's presets are named sets of its parameters; a parameter that
+is given overrides the preset's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from vidgen.ops.optical_flow_tvl1 import PRESETS as TVL1_PRESETS
+from vidgen.ops.optical_flow_tvl1 import optical_flow_tvl1
+
+Method = Literal["tvl1"]
+
+
+class Kind(NamedTuple):
+    """A method: its function, its presets, the one that is taken if none is named, and the names of its parameters."""
+
+    function: Callable[..., Tensor]
+    presets: Mapping[str, Mapping[str, Any]]
+    default: str
+    parameters: tuple[str, ...]
+
+
+def _kind(function: Callable[..., Tensor], presets: Mapping[str, Mapping[str, Any]], default: str) -> Kind:
+    own = [name for name in inspect.signature(function).parameters if name not in ("prev", "next", "init", "impl")]
+    return Kind(function, presets, default, tuple(sorted(own)))
+
+
+METHODS: Mapping[str, Kind] = {"tvl1": _kind(optical_flow_tvl1, TVL1_PRESETS, "accurate")}
+
+
+def optical_flow(
+    prev: Tensor,
+    next: Tensor,
+    *,
+    method: Method = "tvl1",
+    preset: str | None = None,
+    init: Tensor | None = None,
+    impl: str | None = None,
+    **params: Any,
+) -> Tensor:
+    """The optical flow from prev to next.
+
+    Args:
+        prev, next: (N, 1 or 3, H, W) or (N, H, W); uint8, or floating point in [0, 1]; one dtype; any strides.
+        method: "tvl1", total variation with an L1 data term (`vidgen.ops.optical_flow_tvl1`).
+        preset: of tvl1: "accurate" (None means it); "fast"; "opencv", the parameters of OpenCV's DualTVL1 on the CPU;
+            "two_stream", those of OpenCV's on CUDA, with which two-stream networks were trained.
+        init: (N, 2, H, W), the flow to start from, in pixels; None starts from zero.
+        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        params: the method's parameters, by the names of its own function, which documents them.
+
+    Returns:
+        (N, 2, H, W), contiguous, pixels: float64 for float64 images, else float32.
+
+    Raises:
+        ValueError, TypeError: an argument is not as above, or not as the method's function wants it.
+        RuntimeError: as the method's function says.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
+    kind = METHODS[method]
+    if preset is not None and preset not in kind.presets:
+        raise ValueError(f"preset must be one of {sorted(kind.presets)} for method {method!r}, got {preset!r}")
+    if unknown := [name for name in params if name not in kind.parameters]:
+        raise TypeError(f"parameters of method {method!r} must be among {list(kind.parameters)}, got {unknown}")
+    return kind.function(prev, next, init=init, impl=impl, **{**kind.presets[preset or kind.default], **params})

@@ -1,0 +1,390 @@
+r"""TV-L1 optical flow: the displacement field between two images with the least total variation and L1 residual.
+
+For images I₀ and I₁ of grey levels 0 … 255 the flow w = (u, v) in pixels, I₁(x + u, y + v) = I₀(x, y), minimises
+
+    ∫ |∇u| + |∇v| + λ |I₁(x + w) - I₀(x)|
+
+From coarse to fine, and `warps` times on each level, the residual is linearised around the present flow w°,
+
+    ρ(w) = I₁(x + w°) - I₀(x) + g · (w - w°),     g = ∇I₁(x + w°),
+
+and `inner_iterations` times, with dual variables p and q in place of ∇u / |∇u| and ∇v / |∇v|,
+
+    w ← w + clamp(-ρ(w) / |g|², -λθ, λθ) g + θ (div p, div q)
+    p ← (p + τ/θ ∇u) / (1 + τ/θ |∇u|),     q ← (q + τ/θ ∇v) / (1 + τ/θ |∇v|)
+
+∇ is the forward difference, zero across the image's edge, div the negative of its adjoint. I₁ and its gradient between
+pixels are those of Catmull-Rom cubics; where a displaced point lies outside I₁ there is no data term.
+`outer_iterations` repeats the inner ones, each time after a median filter of u and v. p and q are zero at the start of
+a level. With an ε > 0 a warp ends when the root of the mean squared change of w in one iteration is at most ε, which is
+looked at after every tenth inner iteration and after the last. A level has scale_factor times the sides of the one
+before, rounded, none below 16; images and flows are resized with the triangle filter (antialiased bilinear).
+
+Shapes: images (N, 1 or 3, H, W), flow (N, 2, H, W), channel 0 = u, to the right, 1 = v, downwards. Colours become luma,
+0.299 R + 0.587 G + 0.114 B. Pixels are uint8, or floating point in [0, 1]; up to half of that beyond is borne.
+
+Dtypes: the arithmetic is float32, and so is the flow; both are float64 for float64 images. Autocast changes nothing.
+Rounding moves a displaced point by millionths of a pixel, and every threshold and warp carries that on: from a start
+near the true flow, float32 is off by at most 3e-5 of the flow's size (relative rms against float64; eager PyTorch is
+about as far off), also for float16 and bfloat16 images, whose pixels are widened exactly.
+
+Differentiable with differentiable=True, in eager PyTorch's operations: the unrolled iteration, to images, init, τ, λ
+and θ, first order. For small images, as it keeps every iteration. The op itself has no gradient.
+
+Sources: Zach, Pock, Bischof, "A duality based approach for realtime TV-L1 optical flow" (2007), sections 2 and 3;
+Sánchez, Meinhardt-Llopis, Facciolo, "TV-L1 optical flow estimation" (2013); for the unrolled form Fan et al.,
+"End-to-end learning of motion representation for video understanding" (2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from vidgen.ops.backends import TABLE, Backend, always, reference_row, requested
+from vidgen.ops.registration import register_selection
+
+_OP = "optical_flow_tvl1"
+
+#: no side of a level is shorter
+MIN_SIDE = 16
+#: inner iterations between two looks at the change
+CHECK_EVERY = 10
+#: |g|² is at least this where it divides
+GRADIENT_FLOOR = 1e-6
+
+_OPENCV = {"lambda_": 0.15, "levels": 5, "scale_factor": 0.8, "warps": 5, "epsilon": 0.01}
+
+#: name -> the parameters that it sets; the others have the defaults of `optical_flow_tvl1`
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "accurate": {},
+        "fast": {"scale_factor": 0.5, "warps": 3, "inner_iterations": 10, "median": 0},
+        # OpenCV's DualTVL1 on the CPU
+        "opencv": {**_OPENCV, "outer_iterations": 10, "inner_iterations": 30, "median": 5},
+        # OpenCV's DualTVL1 on CUDA, with which two-stream networks were trained
+        "two_stream": {**_OPENCV, "outer_iterations": 1, "inner_iterations": 300, "median": 0},
+    }
+)
+
+
+# Reference: eager PyTorch.
+
+
+def level_sizes(height: int, width: int, levels: int, scale_factor: float) -> list[tuple[int, int]]:
+    """(height, width) of every level, finest first."""
+    sizes, scale = [(height, width)], 1.0
+    while len(sizes) < levels:
+        scale *= scale_factor
+        size = math.floor(height * scale + 0.5), math.floor(width * scale + 0.5)
+        if min(size) < MIN_SIDE or size == sizes[-1]:
+            break
+        sizes.append(size)
+    return sizes
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _resize_flow(flow: Tensor, size: Sequence[int]) -> Tensor:
+    height, width = flow.shape[2:]
+    u, v = _resize(flow, size).split(1, dim=1)
+    return torch.cat([u * (size[1] / width), v * (size[0] / height)], dim=1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """(N, 1, H, W) of 0 … 255 in the dtype of the arithmetic."""
+    wide = torch.float64 if images.dtype == torch.float64 else torch.float32
+    scale = 255 if images.is_floating_point() else 1
+    images = images.to(wide)
+    if images.shape[1] == 3:
+        red, green, blue = images.split(1, dim=1)
+        images = 0.299 * red + 0.587 * green + 0.114 * blue
+    return images * scale
+
+
+def _cubic(t: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Catmull-Rom weights of the pixels at -1, 0, 1 and 2 for points at t in [0, 1), and their derivatives."""
+    weights = [
+        ((-0.5 * t + 1) * t - 0.5) * t,
+        (1.5 * t - 2.5) * t * t + 1,
+        ((-1.5 * t + 2) * t + 0.5) * t,
+        (0.5 * t - 0.5) * t * t,
+    ]
+    return weights, [(-1.5 * t + 2) * t - 0.5, (4.5 * t - 5) * t, (-4.5 * t + 4) * t + 0.5, (1.5 * t - 1) * t]
+
+
+def _sample(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value (N, 1, H, W) and gradient (N, 2, H, W) at the displaced points, and which of them lie inside."""
+    n, _, height, width = image.shape
+    x = torch.arange(width, dtype=flow.dtype, device=flow.device) + flow[:, 0]  # [N, H, W]
+    y = torch.arange(height, dtype=flow.dtype, device=flow.device)[:, None] + flow[:, 1]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    x, y = torch.where(inside, x, 0), torch.where(inside, y, 0)
+    left, top = x.detach().floor(), y.detach().floor()
+    (weights_x, slopes_x), (weights_y, slopes_y) = _cubic(x - left), _cubic(y - top)
+    columns = [(left.long() + i).clamp(0, width - 1) for i in (-1, 0, 1, 2)]
+    value, gx, gy = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
+    for j in range(4):
+        start = (top.long() + j - 1).clamp(0, height - 1) * width
+        row = [image.flatten(1).gather(1, (start + c).flatten(1)).view(n, height, width) for c in columns]
+        along = sum(weight * pixel for weight, pixel in zip(weights_x, row, strict=True))
+        value = value + weights_y[j] * along
+        gx = gx + weights_y[j] * sum(slope * pixel for slope, pixel in zip(slopes_x, row, strict=True))
+        gy = gy + slopes_y[j] * along
+    return value[:, None], torch.stack([gx, gy], dim=1), inside[:, None]
+
+
+def _median_filter(flow: Tensor, size: int) -> Tensor:
+    reach = size // 2
+    padded = F.pad(flow, (reach,) * 4, mode="replicate")
+    return padded.unfold(2, size, 1).unfold(3, size, 1).flatten(4).median(dim=-1).values
+
+
+def _gradient(flow: Tensor) -> Tensor:
+    """(N, 2, H, W) -> (N, 2 components, 2 axes, H, W)."""
+    along_x = F.pad(flow[..., 1:] - flow[..., :-1], (0, 1))
+    along_y = F.pad(flow[..., 1:, :] - flow[..., :-1, :], (0, 0, 0, 1))
+    return torch.stack([along_x, along_y], dim=2)
+
+
+def _divergence(dual: Tensor) -> Tensor:
+    """(N, 2 components, 2 axes, H, W) -> (N, 2, H, W)."""
+    along_x, along_y = dual.unbind(dim=2)
+    return along_x - F.pad(along_x, (1, 0))[..., :-1] + along_y - F.pad(along_y, (0, 0, 1, 0))[..., :-1, :]
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """|∇u| and |∇v|, whose derivative is taken to be zero where they are."""
+    squares = gradient.square().sum(dim=2, keepdim=True)
+    return torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
+
+
+def _solve_level(
+    prev: Tensor, next: Tensor, flow: Tensor, tau: Any, lambda_: Any, theta: Any, warps: int, outer_iterations: int,
+    inner_iterations: int, median: int, epsilon: float,
+) -> Tensor:  # fmt: skip
+    limit, ratio = lambda_ * theta, tau / theta
+    dual = _gradient(torch.zeros_like(flow))
+    for _ in range(warps):
+        value, g, inside = _sample(next, flow)
+        g = torch.where(inside, g, 0)
+        rho = torch.where(inside, value - prev, 0) - (g * flow).sum(dim=1, keepdim=True)
+        inverse = 1 / g.square().sum(dim=1, keepdim=True).clamp(min=GRADIENT_FLOOR)
+        # a pair that has come to rest keeps what it has
+        moving = flow.new_ones(flow.shape[0], 1, 1, 1, dtype=torch.bool)
+        for _ in range(outer_iterations):
+            if median:
+                flow = torch.where(moving, _median_filter(flow, median), flow)
+            for i in range(1, inner_iterations + 1):
+                residual = rho + (g * flow).sum(dim=1, keepdim=True)
+                step = torch.clamp(-residual * inverse, -limit, limit)
+                moved = flow + step * g + theta * _divergence(dual)
+                gradient = _gradient(moved)
+                pulled = (dual + ratio * gradient) / (1 + ratio * _norm(gradient))
+                change, flow = moved - flow, torch.where(moving, moved, flow)
+                dual = torch.where(moving[..., None], pulled, dual)
+                if epsilon > 0 and (i % CHECK_EVERY == 0 or i == inner_iterations):
+                    mean = change.detach().square().sum(dim=1).mean(dim=(1, 2)).view(-1, 1, 1, 1)
+                    moving = moving & (mean > epsilon**2)
+    return flow
+
+
+def reference(
+    prev: Tensor, next: Tensor, init: Tensor | None, tau: Any, lambda_: Any, theta: Any, levels: int,
+    scale_factor: float, warps: int, outer_iterations: int, inner_iterations: int, median: int, epsilon: float,
+) -> Tensor:  # fmt: skip
+    """optical_flow_tvl1 in eager PyTorch, any device; differentiable in prev, next, init, tau, lambda_ and theta."""
+    if prev.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_values(prev, next, init)
+    sizes = level_sizes(prev.shape[2], prev.shape[3], levels, scale_factor)
+    pyramid = [(_grey(prev), _grey(next))]
+    for size in sizes[1:]:
+        finer = pyramid[-1]
+        pyramid.append((_resize(finer[0], size), _resize(finer[1], size)))
+    coarsest = pyramid[-1][0]
+    flow = coarsest.new_zeros(coarsest.shape[0], 2, *sizes[-1]) if init is None else _resize_flow(init, sizes[-1])
+    for size, (level_prev, level_next) in zip(reversed(sizes), reversed(pyramid), strict=True):
+        flow = _resize_flow(flow, size)
+        rest = (warps, outer_iterations, inner_iterations, median, epsilon)
+        flow = _solve_level(level_prev, level_next, flow, tau, lambda_, theta, *rest)
+    return flow
+
+
+def _check_values(prev: Tensor, next: Tensor, init: Tensor | None) -> None:
+    """What the CPU kernel sees while it reads."""
+    for name, images in (("prev", prev), ("next", next)):
+        grey = _grey(images.detach())
+        if not ((grey >= -127.5) & (grey <= 382.5)).all():  # no NaN is
+            raise RuntimeError(
+                f"{name} must be finite and, where it is floating point, in [0, 1] (up to half of that beyond is borne)"
+            )
+    if init is not None and not (init.detach().abs() <= 1e6).all():
+        raise RuntimeError("init must be finite and within 1e6 pixels")
+
+
+# Backends. The CPU kernel is registered in C++ (csrc/bind/); its row here serves explain and info.
+
+
+def _cpu_supports(prev: Tensor, *_args: Any) -> str | None:
+    return torch.ops.vidgen.optical_flow_tvl1_cpu_supports(prev.dtype) or None
+
+
+TABLE[_OP] = (Backend("cpu", ("cpu",), always, _cpu_supports, run=None), reference_row(reference))
+
+
+# Registration: shapes, selection.
+
+
+@torch.library.register_fake("vidgen::optical_flow_tvl1")
+def _(prev, next, init, *_args):  # type: ignore[no-untyped-def]
+    dtype = torch.float64 if prev.dtype == torch.float64 else torch.float32
+    return torch.empty((prev.shape[0], 2, *prev.shape[2:]), dtype=dtype, device=prev.device)
+
+
+_op = torch.ops.vidgen.optical_flow_tvl1.default
+
+register_selection(_OP, reference, lambda *args: args)
+
+
+# The public function.
+
+
+def _check_images(prev: Tensor, next: Tensor, init: Tensor | None) -> None:
+    for name, images in (("prev", prev), ("next", next)):
+        if not isinstance(images, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(images).__name__}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"{name} must be uint8 or floating point in [0, 1], got {images.dtype}")
+        colors = images.dim() == 3 or (images.dim() == 4 and images.shape[1] in (1, 3))
+        if not colors or 0 in images.shape[-2:]:
+            raise ValueError(
+                f"{name} must have shape (N, 1 or 3, H, W) or (N, H, W), H and W at least 1, got {tuple(images.shape)}"
+            )
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(images).tangent is not None:
+            raise RuntimeError(f"{name} must not carry a tangent: the op has no forward-mode derivative")
+    if next.shape != prev.shape:
+        raise ValueError(f"next must have the shape of prev {tuple(prev.shape)}, got {tuple(next.shape)}")
+    if next.dtype != prev.dtype:
+        raise TypeError(f"next must have the dtype of prev ({prev.dtype}), got {next.dtype}")
+    if next.device != prev.device:
+        raise ValueError(f"next must be on the device of prev ({prev.device}), got {next.device}")
+    if init is None:
+        return
+    if not isinstance(init, Tensor) or not init.is_floating_point():
+        got = init.dtype if isinstance(init, Tensor) else type(init).__name__
+        raise TypeError(f"init must be a floating-point tensor or None, got {got}")
+    shape = (prev.shape[0], 2, *prev.shape[-2:])
+    if init.shape != shape:
+        raise ValueError(f"init must have shape {shape}, got {tuple(init.shape)}")
+    if init.device != prev.device:
+        raise ValueError(f"init must be on the device of prev ({prev.device}), got {init.device}")
+
+
+def _check_number(name: str, value: Any, above: float, most: float, differentiable: bool) -> None:
+    if isinstance(value, Tensor):
+        if not differentiable:
+            raise TypeError(f"{name} must be a number unless differentiable=True, got a tensor")
+        if value.numel() != 1 or not value.is_floating_point():
+            raise ValueError(f"{name} must be one floating-point number, got {value.dtype} of {tuple(value.shape)}")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    elif not above < value <= most:
+        raise ValueError(f"{name} must be above {above:g} and at most {most:g}, got {value}")
+
+
+def _check_count(name: str, value: Any, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must be from 1 to {most}, got {value}")
+
+
+def optical_flow_tvl1(
+    prev: Tensor,
+    next: Tensor,
+    *,
+    init: Tensor | None = None,
+    tau: float | Tensor = 0.25,
+    lambda_: float | Tensor = 0.2,
+    theta: float | Tensor = 0.3,
+    levels: int = 32,
+    scale_factor: float = 0.7,
+    warps: int = 5,
+    outer_iterations: int = 1,
+    inner_iterations: int = 20,
+    median: int = 5,
+    epsilon: float = 0.0,
+    differentiable: bool = False,
+    impl: str | None = None,
+) -> Tensor:
+    """TV-L1 optical flow from prev to next (formula: the head of this module). The defaults are preset "accurate".
+
+    Args:
+        prev, next: (N, 1 or 3, H, W) or (N, H, W); uint8, or floating point in [0, 1]; one dtype; any strides.
+        init: (N, 2, H, W), the flow to start from, in pixels; None starts from zero.
+        tau: time step of the dual variables, no unit, in (0, 10]. Above 0.25 the iteration may not converge.
+        lambda_: weight of the data term, in 1 / grey level of 255, in (0, 1000]. More follows the images, less is
+            smoother.
+        theta: how tightly data and smoothness are coupled, in pixels², in (0, 1000]. More converges faster and blurs.
+        levels: of the pyramid, at most, up to 64. 1 serves motions of a pixel or two; 32 is as many as the size bears.
+        scale_factor: sides of a level over those of the one before, in (0, 0.95].
+        warps: linearisations of the data term on each level.
+        outer_iterations: rounds of a median filter and of inner iterations for each warp.
+        inner_iterations: iterations of each round.
+        median: side of the median filter's window in pixels: 3, 5, or 0 for none.
+        epsilon: a warp ends when the flow changes by at most so many pixels (root mean square) in one iteration; 0 does
+            all iterations. Each pair of a batch ends by itself.
+        differentiable: computes by eager PyTorch operations, through which gradients reach prev, next, init and tau,
+            lambda_ and theta, which may then be tensors of one number. Needs epsilon=0.
+        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+
+    Returns:
+        (N, 2, H, W), contiguous, pixels: float64 for float64 images, else float32.
+
+    Raises:
+        ValueError, TypeError: an argument is not as above; the message names it, what was expected and what came.
+        RuntimeError: a pixel or a number of `init` is not finite, or far from what is asked for (checked on the CPU
+            alone); `impl` cannot serve the call; or an image carries a forward-mode tangent.
+    """
+    _check_images(prev, next, init)
+    _check_number("tau", tau, 0, 10, differentiable)
+    _check_number("lambda_", lambda_, 0, 1000, differentiable)
+    _check_number("theta", theta, 0, 1000, differentiable)
+    _check_number("scale_factor", scale_factor, 0, 0.95, False)
+    _check_count("levels", levels, 64)
+    _check_count("warps", warps, 100_000)
+    _check_count("outer_iterations", outer_iterations, 100_000)
+    _check_count("inner_iterations", inner_iterations, 100_000)
+    if isinstance(median, bool) or median not in (0, 3, 5):
+        raise ValueError(f"median must be 0, 3 or 5, got {median!r}")
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < math.inf:
+        raise ValueError(f"epsilon must be a finite number of at least 0, got {epsilon!r}")
+    if prev.dim() == 3:
+        prev, next = prev.unsqueeze(1), next.unsqueeze(1)
+    if prev.dtype not in (torch.uint8, torch.float32, torch.float64):
+        prev, next = prev.float(), next.float()
+    if init is not None:
+        init = init.to(torch.float64 if prev.dtype == torch.float64 else torch.float32)
+    rest = (levels, float(scale_factor), warps, outer_iterations, inner_iterations, int(median), float(epsilon))
+    if differentiable:
+        if epsilon > 0:
+            raise ValueError(f"epsilon must be 0 where differentiable=True: all iterations are done, got {epsilon}")
+        if impl not in (None, "reference"):
+            raise ValueError(f"impl must be None or 'reference' where differentiable=True, got {impl!r}")
+        with torch.autocast(prev.device.type, enabled=False):
+            return reference(prev, next, init, tau, lambda_, theta, *rest)
+    for name, tensor in (("prev", prev), ("next", next), ("init", init)):
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} must not require a gradient unless differentiable=True; pass {name}.detach()")
+    if requested(impl) == "reference" and prev.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_values(prev, next, init)  # C++ hands the call over, and such a sentence does not find its way back
+    return _op(prev, next, init, float(tau), float(lambda_), float(theta), *rest, impl)
