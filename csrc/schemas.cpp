@@ -83,4 +83,13 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
       "discretized_logistic_mixture_grad_params_reference(Tensor grad_output, Tensor params, Tensor x, int levels, "
       "str mode, str why) -> Tensor");
   m.def("discretized_logistic_mixture_cpu_supports(ScalarType dtype) -> str");
+
+  // Backward warping by a flow in pixels, and its gradients. The gradient in x is linear and needs no x.
+  m.def("warp(Tensor x, Tensor flow, str padding, str? impl) -> Tensor");
+  m.def("warp_grad_x(Tensor grad_output, Tensor flow, str padding, str? impl) -> Tensor");
+  m.def("warp_grad_flow(Tensor grad_output, Tensor x, Tensor flow, str padding, str? impl) -> Tensor");
+  m.def("warp_reference(Tensor x, Tensor flow, str padding, str why) -> Tensor");
+  m.def("warp_grad_x_reference(Tensor grad_output, Tensor flow, str padding, str why) -> Tensor");
+  m.def("warp_grad_flow_reference(Tensor grad_output, Tensor x, Tensor flow, str padding, str why) -> Tensor");
+  m.def("warp_cpu_supports(ScalarType dtype) -> str");
 }

@@ -76,7 +76,8 @@ def test_explain_names_the_chosen_backend_and_every_reason(capsys):
 def test_explain_knows_its_ops():
     with pytest.raises(
         ValueError,
-        match=r"op must be one of \['conv3d_pool3d', 'discretized_logistic_mixture', 'masked_conv2d'\], got 'conv'",
+        match=r"op must be one of \['conv3d_pool3d', 'discretized_logistic_mixture', 'masked_conv2d', 'warp'\], "
+        r"got 'conv'",
     ):
         vidgen.explain("conv")
 

@@ -5,3 +5,4 @@ from vidgen.ops.conv3d_pool3d import conv3d_pool3d_pack as conv3d_pool3d_pack
 from vidgen.ops.discretized_logistic_mixture import discretized_logistic_mixture as discretized_logistic_mixture
 from vidgen.ops.masked_conv2d import masked_conv2d as masked_conv2d
 from vidgen.ops.masked_conv2d import masked_conv2d_pack as masked_conv2d_pack
+from vidgen.ops.warp import warp as warp
