@@ -84,6 +84,15 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
       "str mode, str why) -> Tensor");
   m.def("discretized_logistic_mixture_cpu_supports(ScalarType dtype) -> str");
 
+  // Backward warping by a flow in pixels, and its gradients. The gradient in x is linear and needs no x.
+  m.def("warp(Tensor x, Tensor flow, str padding, str? impl) -> Tensor");
+  m.def("warp_grad_x(Tensor grad_output, Tensor flow, str padding, str? impl) -> Tensor");
+  m.def("warp_grad_flow(Tensor grad_output, Tensor x, Tensor flow, str padding, str? impl) -> Tensor");
+  m.def("warp_reference(Tensor x, Tensor flow, str padding, str why) -> Tensor");
+  m.def("warp_grad_x_reference(Tensor grad_output, Tensor flow, str padding, str why) -> Tensor");
+  m.def("warp_grad_flow_reference(Tensor grad_output, Tensor x, Tensor flow, str padding, str why) -> Tensor");
+  m.def("warp_cpu_supports(ScalarType dtype) -> str");
+
   // TV-L1 optical flow from prev to next, both (N, 1 or 3, H, W), from the flow `init` or zero.
   m.def(
       "optical_flow_tvl1(Tensor prev, Tensor next, Tensor? init, float tau, float lambda_, float theta, int levels, "

@@ -17,7 +17,7 @@ from vidgen.explain import explain
 from vidgen.nn import prepack
 
 if TYPE_CHECKING:
-    from vidgen import data, fusion, models, sampling, train
+    from vidgen import data, flow_io, fusion, models, sampling, train
     from vidgen.fusion import fuse, fusion_report
     from vidgen.models import layer_report
     from vidgen.sampling.generate import generate
@@ -30,6 +30,7 @@ except PackageNotFoundError:
 __all__ = [
     "data",
     "explain",
+    "flow_io",
     "fuse",
     "fusion",
     "fusion_report",
@@ -46,6 +47,7 @@ __all__ = [
 #: Loaded at first use: they need time, or libraries that the ops do not.
 _LAZY = {
     "data": "vidgen.data",
+    "flow_io": "vidgen.flow_io",
     "fusion": "vidgen.fusion",
     "models": "vidgen.models",
     "sampling": "vidgen.sampling",

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.ops import conv3d_pool3d, discretized_logistic_mixture, masked_conv2d, optical_flow_tvl1
+from vidgen.ops import conv3d_pool3d, discretized_logistic_mixture, masked_conv2d, optical_flow_tvl1, warp
 from vidgen.ops.conv3d_geometry import resolve_padding
 from vidgen.ops.conv3d_pool3d import reference as conv3d_pool3d_reference
 from vidgen.ops.discretized_logistic_mixture import parameters_per_mixture
 from vidgen.ops.discretized_logistic_mixture import reference as discretized_logistic_mixture_reference
 from vidgen.ops.masked_conv2d import reference as masked_conv2d_reference
 from vidgen.ops.optical_flow_tvl1 import reference as optical_flow_tvl1_reference
+from vidgen.ops.warp import reference as warp_reference
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Op:
     measures: the result is no image like the one that came in, but one number or a field of numbers for each sample,
         contiguous and in float32 at least whatever autocast says; else it is an image of the arguments' dtype.
     limits: relative rms error by dtype, where the docstring promises another than most do.
+    autocasts: autocast lowers the arguments; else it has no say.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Op:
     constant: tuple[str, ...] = ()
     measures: bool = False
     limits: Mapping[str, float] = field(default_factory=dict)
+    autocasts: bool = True
 
     def batched(self, sample: Sample) -> list[str]:
         return [name for name in (self.image, *self.more) if sample.tensors[name] is not None]
@@ -247,6 +250,36 @@ def _optical_flow_tvl1_positional(sample: Sample, impl: str | None) -> tuple[Any
     return (*sample.tensors.values(), *options.values(), impl)
 
 
+def _warp_samples() -> Iterator[tuple[str, Sample]]:
+    """Widths that fill no vector and more than one run; images of one row or column; flows that leave the image."""
+
+    def sample(n, channels, h, w, reach=3.0, **options):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(n + 3 * channels + 5 * h + 7 * w)
+        x = torch.randn(n, channels, h, w, generator=generator, dtype=torch.float64)
+        flow = torch.randn(n, 2, h, w, generator=generator, dtype=torch.float64) * reach
+        return Sample({"x": x, "flow": flow}, options)
+
+    yield "rgb", sample(2, 3, 9, 13)
+    yield "rgb-border", sample(2, 3, 9, 13, padding="border")
+    yield "features", sample(2, 19, 7, 10)
+    yield "features-border", sample(1, 32, 6, 7, padding="border")
+    yield "several-runs", sample(1, 1, 3, 517, reach=1.0)
+    yield "still", sample(1, 2, 5, 16, reach=0.0)
+    yield "far", sample(2, 2, 6, 17, reach=1e4, padding="border")
+    yield "one-row", sample(2, 4, 1, 21, padding="border")
+    yield "one-column", sample(2, 17, 23, 1)
+    yield "one-pixel", sample(3, 1, 1, 1, reach=0.5)
+    yield "two-by-two", sample(3, 5, 2, 2, reach=1.0)
+    yield "empty-batch", sample(0, 3, 4, 4)
+
+
+def _warp_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
+    x, flow = sample.tensors["x"], sample.tensors["flow"]
+    assert x is not None
+    assert flow is not None
+    return x, flow.to(torch.promote_types(x.dtype, torch.float32)), sample.options.get("padding", "zeros"), impl
+
+
 OPS = {
     "masked_conv2d": Op(
         name="masked_conv2d",
@@ -306,6 +339,20 @@ OPS = {
         constant=("prev", "next", "init"),
         measures=True,
         limits={"float32": 3e-5, "bfloat16": 3e-5},
+    ),
+    "warp": Op(
+        name="warp",
+        public=warp,
+        reference=lambda s: warp_reference(*_warp_positional(s, None)[:-1]),
+        samples=_warp_samples,
+        torch_op="warp",
+        positional=_warp_positional,
+        unsupported=lambda sample, impl, dtype: False,
+        typical="rgb",
+        thin="several-runs",
+        checked=("rgb", "features-border", "empty-batch"),
+        more=("flow",),
+        autocasts=False,
     ),
 }
 

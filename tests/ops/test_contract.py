@@ -187,9 +187,10 @@ def test_autocast_computes_in_its_dtype(op_name, device, dtype):
     with torch.autocast(device, dtype=dtype):
         under_autocast = op(sample, "reference")
         double = op(sample.to(torch.float64, device), "reference")
-    # a measurement stays in float32
-    expected = op(sample if op.measures else sample.to(dtype, device), "reference")
-    assert under_autocast.dtype == expected.dtype == (torch.float32 if op.measures else dtype)
+    # a measurement stays in float32, and so does what autocast leaves alone
+    lowered = op.autocasts and not op.measures
+    expected = op(sample.to(dtype, device) if lowered else sample, "reference")
+    assert under_autocast.dtype == expected.dtype == (dtype if lowered else torch.float32)
     assert torch.equal(under_autocast, expected)
     assert double.dtype == torch.float64, "autocast leaves double alone"
 

@@ -7,3 +7,4 @@ from vidgen.ops.masked_conv2d import masked_conv2d as masked_conv2d
 from vidgen.ops.masked_conv2d import masked_conv2d_pack as masked_conv2d_pack
 from vidgen.ops.optical_flow import optical_flow as optical_flow
 from vidgen.ops.optical_flow_tvl1 import optical_flow_tvl1 as optical_flow_tvl1
+from vidgen.ops.warp import warp as warp
