@@ -107,6 +107,7 @@ def test_ties_and_what_is_no_number_go_where_they_go_in_pytorch(problem):
 
 
 @pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[3]], ids=str)
+@pytest.mark.usefixtures("products_in_order")
 def test_bits_do_not_depend_on_the_batch_around_nor_on_the_run(problem):
     x, weight, bias, grad_y, grad_z = problem.tensors(DEVICE)
     together = run(problem, x, weight, bias, grad_y, grad_z)

@@ -101,6 +101,7 @@ def test_no_earlier_output_reaches_a_later_inputs_gradient(problem):
 
 
 @pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[4], PROBLEMS[5]], ids=str)
+@pytest.mark.usefixtures("products_in_order")
 def test_bits_do_not_depend_on_the_batch_around_nor_on_the_run(problem):
     x, weight, bias, grad = problem.tensors(DEVICE)
     together = run(problem, x, weight, bias, grad)

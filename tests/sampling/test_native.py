@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidgen.models import PixelCNN, PixelCNNPP
-from vidgen.sampling import Categorical, trace
+from vidgen.sampling import Categorical, generate, trace
 from vidgen.sampling.native import compile_program, supports
 
 from . import networks
@@ -132,6 +132,22 @@ def test_bfloat16_weights_are_rounded_and_sums_are_not():
         return record
 
     assert torch.equal(met(native), met(compile_program(exact.program, torch.float32)))
+
+
+def test_generate_draws_with_bfloat16_weights_where_asked_to():
+    model = wide("pixelcnn")
+    rounded = wide("pixelcnn")
+    with torch.no_grad():
+        for name, parameter in rounded.named_parameters():
+            if name.endswith("weight"):
+                parameter.copy_(parameter.bfloat16().float())
+    settings = {"seed": 3, "progress": False}
+    narrow = generate(model, 4, weight_dtype=torch.bfloat16, **settings)
+    assert torch.equal(narrow, generate(rounded, 4, impl="cpu", **settings))
+    with pytest.raises(ValueError, match=r"'eager' cannot draw from PixelCNN with weights in torch.bfloat16"):
+        generate(model, 1, impl="eager", weight_dtype=torch.bfloat16, **settings)
+    with pytest.raises(ValueError, match="float16: it runs the model as it is"):
+        generate(model, 1, weight_dtype=torch.float16, **settings)
 
 
 def test_what_it_cannot_draw_from():

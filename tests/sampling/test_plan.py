@@ -68,7 +68,7 @@ def draw(
     )
     row = next(row for row in EXECUTORS if row.name == executor)
     with torch.inference_mode():
-        return row.run(row.prepare(model, plan), request), request.parameters
+        return row.run(row.prepare(model, plan, None), request), request.parameters
 
 
 def forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Executors: ways of drawing from an autoregressive model that all give the same images.
 
-An executor is a row of a table: a name, ``prepare(model, plan)``, which raises `UnsupportedError` with the reason why
-it cannot draw from a model, and ``run(prepared, request)``. All see the same request, noise included, so they differ in
-speed alone.
+An executor is a row of a table: a name, ``prepare(model, plan, weight_dtype)``, which raises `UnsupportedError` with
+the reason why it cannot draw from a model, and ``run(prepared, request)``. All see the same request, noise included, so
+they differ in speed alone.
 
     cpu     the plan's program in C++: a call of an op runs a row, or what a wavefront needs to finish one
     eager   the plan's program in plain PyTorch, on any device
@@ -65,10 +65,10 @@ class UnsupportedError(Exception):
 
 @dataclass(frozen=True)
 class Executor:
-    """A row of the table."""
+    """A row of the table. ``prepare`` takes the model, its plan if there is one, and the dtype to keep weights in."""
 
     name: str
-    prepare: Callable[[Any, Plan | None], Any]
+    prepare: Callable[[Any, Plan | None, torch.dtype | None], Any]
     run: Callable[[Any, Request], Tensor]
 
 
@@ -139,11 +139,30 @@ def _run_eager(prepared: tuple[Any, Plan], request: Request) -> Tensor:
     return _by_rows(request, plan, start)
 
 
-def _prepare_cpu(model: Any, plan: Plan | None) -> tuple[Any, Plan, NativeProgram]:
+def _prepare_cpu(
+    model: Any, plan: Plan | None, weight_dtype: torch.dtype | None = None
+) -> tuple[Any, Plan, NativeProgram]:
     plan = _planned(model, plan)
     if reason := supports(plan.dtype, plan.device, model.head):
         raise UnsupportedError(reason)
-    return model, plan, plan.native
+    if weight_dtype in (None, plan.dtype):
+        return model, plan, plan.native
+    if (plan.dtype, weight_dtype) != (torch.float32, torch.bfloat16):
+        raise UnsupportedError(f"it keeps weights in the model's dtype {plan.dtype}, or float32 ones in bfloat16")
+    return model, plan, plan.native_narrow
+
+
+def _prepare_eager(model: Any, plan: Plan | None, weight_dtype: torch.dtype | None = None) -> tuple[Any, Plan]:
+    plan = _planned(model, plan)
+    if weight_dtype not in (None, plan.dtype):
+        raise UnsupportedError(f"it keeps weights in the model's dtype {plan.dtype}")
+    return model, plan
+
+
+def _prepare_naive(model: Any, plan: Plan | None, weight_dtype: torch.dtype | None = None) -> Any:
+    if weight_dtype is not None:
+        raise UnsupportedError("it runs the model as it is")
+    return model
 
 
 def _run_cpu(prepared: tuple[Any, Plan, NativeProgram], request: Request) -> Tensor:
@@ -203,15 +222,17 @@ def _run_naive(model: Any, request: Request) -> Tensor:
 
 EXECUTORS = (
     Executor("cpu", _prepare_cpu, _run_cpu),
-    Executor("eager", lambda model, plan: (model, _planned(model, plan)), _run_eager),
-    Executor("naive", lambda model, plan: model, _run_naive),
+    Executor("eager", _prepare_eager, _run_eager),
+    Executor("naive", _prepare_naive, _run_naive),
 )
 """In order of preference: ``impl=None`` takes the first that can draw from the model."""
 
 _warned: set[tuple[str, str]] = set()
 
 
-def choose(model: Any, impl: str | None, plan: Plan | None = None) -> tuple[Executor, Any]:
+def choose(
+    model: Any, impl: str | None, plan: Plan | None = None, weight_dtype: torch.dtype | None = None
+) -> tuple[Executor, Any]:
     """(the executor for a model, what it has prepared).
 
     Naive drawing in place of a faster way is one warning per model and reason.
@@ -228,14 +249,15 @@ def choose(model: Any, impl: str | None, plan: Plan | None = None) -> tuple[Exec
             continue
         try:
             # a plan that cannot be made for one executor cannot be made for the next
-            prepared = executor.prepare(model, plan)
+            prepared = executor.prepare(model, plan, weight_dtype)
         except UnsupportedError as reason:
             why = str(reason)
             continue
         if impl is None and executor.name == "naive" and why:
             _warn(model, why)
         return executor, prepared
-    raise ValueError(f"impl: {impl!r} cannot draw from {type(model).__name__}: {why}")
+    kept = "" if weight_dtype is None else f" with weights in {weight_dtype}"
+    raise ValueError(f"impl: {impl!r} cannot draw from {type(model).__name__}{kept}: {why}")
 
 
 def _warn(model: Any, why: str) -> None:

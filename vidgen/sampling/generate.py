@@ -54,6 +54,7 @@ def generate(
     first_image: int = 0,
     on_row: Callable[[int, int, Tensor], None] | None = None,
     plan: Plan | None = None,
+    weight_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Draws images.
 
@@ -88,6 +89,9 @@ def generate(
             returned, (batch, C, W)).
         plan: from `vidgen.sampling.trace(model)`, to draw several times without deriving it each time. It holds copies
             of the weights.
+        weight_dtype: torch.bfloat16 keeps the weights of a float32 model rounded to bfloat16, half as many bytes to
+            read for every pixel; sums stay float32, and the images are those of a model so rounded. The executor "cpu"
+            can. None keeps them as they are.
 
     Returns:
         uint8 (n, C, H, W) in 0 … levels−1 (int64 above 256 levels) on the model's device; with ``quantize=False``
@@ -116,7 +120,7 @@ def generate(
     bar = progress_bar(len(starts) * height, "drawing", show=progress, unit="row")
     try:
         with _eval_mode(model), torch.inference_mode():
-            executor, prepared = choose(model, impl, plan)
+            executor, prepared = choose(model, impl, plan, weight_dtype)
             for start in starts:
                 rows = slice(start, min(start + (batch_size or n), n))
                 number = first_image + start

@@ -53,6 +53,11 @@ class Plan:
         """`best_program` for the C++ kernel, with a packed copy of the weights; made when it is first asked for."""
         return compile_program(self.best_program, self.dtype)
 
+    @cached_property
+    def native_narrow(self) -> NativeProgram:
+        """`native` with weights rounded to bfloat16, for float32 networks."""
+        return compile_program(self.best_program, self.dtype, narrow_weights=True)
+
     def new_state(self, program: Program, conditions: Mapping[str, Tensor], n: int, device: Any = "cpu") -> Tensor:
         """Memory for a run of n images: zeros, and the constants of each image.
 
