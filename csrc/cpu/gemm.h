@@ -84,16 +84,11 @@ struct Prefetch {
   }
 };
 
-// A vector of B: as it lies, or bf16 widened where A is float.
-template <class S, class W>
-VIDGEN_INLINE Vec<S> load_panel(const W* b) {
-  if constexpr (sizeof(W) < sizeof(S)) {
-    return load(b);
-  } else {
-    Vec<S> v;
-    __builtin_memcpy(&v, b, sizeof v);
-    return v;
-  }
+template <class S>
+VIDGEN_INLINE Vec<S> load_panel(const S* b) {
+  Vec<S> v;
+  __builtin_memcpy(&v, b, sizeof v);
+  return v;
 }
 
 // The broadcast operand: one value, or a pair of bf16.
@@ -111,8 +106,8 @@ VIDGEN_INLINE Vec<S> add_product(Vec<S> c, const S* a, Vec<S> b) {
 }
 
 // `next` is memory to be fetched meanwhile, a line per row of B; null: nothing.
-template <class S, int rows, int vectors, bool fetches, class W = S>
-void multiply_tile(const S* const* a, const Run* run, int64_t runs, const W* b, Acc<S>* c, int64_t c_pitch,
+template <class S, int rows, int vectors, bool fetches>
+void multiply_tile(const S* const* a, const Run* run, int64_t runs, const S* b, Acc<S>* c, int64_t c_pitch,
                    bool accumulate, const char* next) {
   constexpr int lanes = kLanes<S>;
   Vec<S> sum[rows][vectors];
@@ -128,7 +123,7 @@ void multiply_tile(const S* const* a, const Run* run, int64_t runs, const W* b, 
     for (int64_t k = 0; k < run->length; k += kDepthStep<S>) {
       Vec<S> panel[vectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < vectors; ++j) panel[j] = load_panel<S>(b + j * lanes * kDepthStep<S>);
+      for (int j = 0; j < vectors; ++j) panel[j] = load_panel(b + j * lanes * kDepthStep<S>);
 #pragma GCC unroll 8
       for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
@@ -194,26 +189,26 @@ void multiply_tile_masked(const S* const* a, const ColourRule& rule, const Acc<S
 }
 
 // One instantiation per tile height and width, null where a tile would need more registers than there are.
-template <class S, int rows, int vectors, bool fetches, class W = S>
-constexpr decltype(&multiply_tile<S, 1, 1, false, W>) tile_or_null() {
+template <class S, int rows, int vectors, bool fetches>
+constexpr decltype(&multiply_tile<S, 1, 1, false>) tile_or_null() {
   if constexpr (rows <= tile_rows(vectors)) {
-    return &multiply_tile<S, rows, vectors, fetches, W>;
+    return &multiply_tile<S, rows, vectors, fetches>;
   } else {
     return nullptr;
   }
 }
 
-template <class S, class W, class Index>
+template <class S, class Index>
 struct TileTable;
-template <class S, class W, size_t... i>
-struct TileTable<S, W, std::index_sequence<i...>> {
-  static constexpr decltype(&multiply_tile<S, 1, 1, false, W>) dense[] = {
-      tile_or_null<S, i / kTileVectors + 1, i % kTileVectors + 1, false, W>()...};
-  static constexpr decltype(&multiply_tile<S, 1, 1, true, W>) fetching[] = {
-      tile_or_null<S, i / kTileVectors + 1, i % kTileVectors + 1, true, W>()...};
+template <class S, size_t... i>
+struct TileTable<S, std::index_sequence<i...>> {
+  static constexpr decltype(&multiply_tile<S, 1, 1, false>) dense[] = {
+      tile_or_null<S, i / kTileVectors + 1, i % kTileVectors + 1, false>()...};
+  static constexpr decltype(&multiply_tile<S, 1, 1, true>) fetching[] = {
+      tile_or_null<S, i / kTileVectors + 1, i % kTileVectors + 1, true>()...};
 };
-template <class S, class W = S>
-using Tiles = TileTable<S, W, std::make_index_sequence<kTallestTile * kTileVectors>>;
+template <class S>
+using Tiles = TileTable<S, std::make_index_sequence<kTallestTile * kTileVectors>>;
 
 template <class S, class Index>
 struct MaskedTileTable;

@@ -27,38 +27,44 @@ struct Written {
 // A member's memory, in the order in which it lies.
 template <class T>
 struct Room {
-  T *gathered, *sums, *zeros, **base;
+  const T **found, **above;
+  T *zeros, **into, **base;
   double* weights;
+  Piece* pieces;
   Written* written;
   int32_t *lines, *columns, *active, *active_line;
 
   // Returns the bytes that all of it takes; `memory` may be null.
   size_t lay_out(const SamplingCall& call, char* memory) {
     const SamplingProgram& p = call.program;
-    int64_t rows = kTallestTile, numbers = 0, widest = p.parameters;
+    int64_t rows = 0, pointers = 0, most_pieces = 0, widest = p.parameters;
+    auto raise = [](int64_t& most, int64_t to) { most = to > most ? to : most; };
     for (int64_t i = 0; i < p.instruction_count; ++i) {
       const SamplingInstruction& instruction = p.instructions[i];
-      if (instruction.channels > widest) widest = instruction.channels;
+      raise(widest, instruction.channels);
       if (!instruction.linear) continue;
-      const int64_t block = rows_gathered<T>(instruction.depth);
-      if (block > rows) rows = block;
-      if (block * instruction.depth > numbers) numbers = block * instruction.depth;
+      const int64_t block = rows_of_block<T>(instruction.depth);
+      raise(rows, block);
+      raise(pointers, block * instruction.reads);
+      raise(most_pieces, instruction.reads + instruction.depth / kDepthOfChain);
     }
     int64_t places = p.height;
     for (int64_t b = 0; b < p.buffer_count; ++b) {
-      if (p.buffers[b].channels > widest) widest = p.buffers[b].channels;
-      if (p.buffers[b].width > places) places = p.buffers[b].width;
+      raise(widest, p.buffers[b].channels);
+      raise(places, p.buffers[b].width);
     }
     size_t bytes = 0;
     auto take = [&]<class E>(E*& pointer, int64_t count) {
       pointer = reinterpret_cast<E*>(memory + bytes);
       bytes += (size_t(count) * sizeof(E) + 63) / 64 * 64;
     };
-    take(gathered, numbers);
-    take(sums, rows * kPanel<T>);
+    take(found, pointers);
+    take(above, rows);
+    take(into, rows);
     take(zeros, widest);
     take(base, p.buffer_count);
     take(weights, p.parameters + kLanes<double>);
+    take(pieces, most_pieces);
     take(written, p.buffer_count);
     take(lines, places);
     take(columns, places);
@@ -203,70 +209,78 @@ class Member {
     const char* packed = call_.packed + i.weight_at;
     const W* weight = reinterpret_cast<const W*>(packed);
     const T* bias = reinterpret_cast<const T*>(packed + layout.weight_bytes());
-    const int64_t rows = places.count * n_, block = rows_gathered<T>(i.depth);
+    const int64_t pieces = cut(i), rows = places.count * n_, block = rows_of_block<T>(i.depth);
+    TileOperands<T, W> o{};
     for (int64_t first = 0; first < rows; first += block) {
       const int64_t count = block < rows - first ? block : rows - first;
-      gather(i, places, first, count);
-      for (int64_t panel = share.begin; panel < share.end; ++panel) {
-        const int64_t begin = panels.begin(panel) * kLanes<T>;
-        const int vectors = int(panels.begin(panel + 1) - panels.begin(panel));
-        begin_sums(i, places, first, count, bias + begin, begin, vectors);
-        multiply_panel<T, W>(room_.gathered, count, i.depth, weight + begin * i.depth, vectors, room_.sums);
-        end_sums(i, places, first, count, begin, vectors);
+      find_rows(i, places, first, count);
+      o.a_pitch = count;
+      for (int64_t panel = share.begin; panel < share.end;) {
+        const int vectors = int(panels.vectors_of(panel));
+        int64_t together = 1;
+        while (together < panels_for(count) && panel + together < share.end &&
+               panels.vectors_of(panel + together) == vectors)
+          ++together;
+        o.first = panels.begin(panel) * kLanes<T>;
+        o.channels = i.channels - o.first;
+        o.panel_pitch = i.depth * vectors * kLanes<T>;
+        o.b = weight + o.first * i.depth;
+        o.bias = bias + o.first;
+        // a sum of nothing is its bias
+        for (int64_t p = 0; p < pieces || o.bias != nullptr; p += o.pieces) {
+          o.piece = room_.pieces + p;
+          o.pieces = 0;
+          int64_t depth = 0;
+          while (p + o.pieces < pieces && depth < kDepthOfChain) depth += o.piece[o.pieces++].length;
+          for_each_tile(count, rows_of_tile(int(together), vectors), [&](int64_t row, int64_t height) {
+            o.a = room_.found + row;
+            o.c = room_.into + row;
+            o.initial = i.initial < 0 ? nullptr : room_.above + row;
+            find_linear_tile<T, W>(height, together, vectors)(o);
+          });
+          o.b += depth * vectors * kLanes<T>;
+          o.bias = nullptr;
+        }
+        panel += together;
       }
     }
   }
 
-  // Calls f(place, first image, images, first row) for rows first ... first + count - 1 of [place][image].
-  template <class F>
-  void for_rows(int64_t first, int64_t count, F f) const {
-    for (int64_t row = first; row < first + count;) {
-      const int64_t place = row / n_, image = row - place * n_;
-      const int64_t images = n_ - image < first + count - row ? n_ - image : first + count - row;
-      f(place, image, images, row - first);
-      row += images;
+  // Cuts what an instruction reads into pieces that end where reads and chains do; returns how many there are.
+  int64_t cut(const SamplingInstruction& i) {
+    int64_t pieces = 0, left = kDepthOfChain;
+    for (int32_t r = 0; r < i.reads; ++r) {
+      const int32_t count = p_.reads[i.first_read + r].count;
+      for (int32_t at = 0; at < count;) {
+        const int32_t length = int32_t(count - at < left ? count - at : left);
+        room_.pieces[pieces++] = {r, at, length};
+        at += length;
+        left = left == length ? kDepthOfChain : left - length;
+      }
     }
+    return pieces;
   }
 
-  void gather(const SamplingInstruction& i, const Places& places, int64_t first, int64_t count) {
-    for_rows(first, count, [&](int64_t place, int64_t image, int64_t images, int64_t row) {
-      T* to = room_.gathered + row * i.depth;
-      for (int32_t r = 0; r < i.reads; ++r) {
-        const SamplingRead& read = p_.reads[i.first_read + r];
-        const T* from = found(read, places.line[place], places.column[place]);
+  // Where rows first ... first + count - 1 of [place][image] find what they read and what their sums begin with, and
+  // where these go.
+  void find_rows(const SamplingInstruction& i, const Places& places, int64_t first, int64_t count) {
+    const SamplingRead whole{i.initial, 0, i.channels, {1, 0, 1}, {1, 0, 1}};
+    for (int64_t row = 0; row < count;) {
+      const int64_t place = (first + row) / n_, image = first + row - place * n_;
+      const int64_t images = n_ - image < count - row ? n_ - image : count - row;
+      const int32_t line = places.line[place], column = places.column[place];
+      auto list = [&](const T** to, const SamplingRead& read) {
+        const T* from = found(read, line, column);
         const int64_t pitch = from == nullptr ? 0 : p_.buffers[read.source].channels;
         from = from == nullptr ? room_.zeros : from + image * pitch;
-        for (int64_t k = 0; k < images; ++k) copy_channels(to + k * i.depth, from + k * pitch, read.count);
-        to += read.count;
-      }
-    });
-  }
-
-  void begin_sums(const SamplingInstruction& i, const Places& places, int64_t first, int64_t count, const T* bias,
-                  int64_t begin, int vectors) {
-    const int64_t width = vectors * kLanes<T>;
-    const int64_t valid = i.channels - begin < width ? i.channels - begin : width;
-    const SamplingRead whole{i.initial, 0, i.channels, {1, 0, 1}, {1, 0, 1}};
-    for_rows(first, count, [&](int64_t place, int64_t image, int64_t images, int64_t row) {
-      const T* above = i.initial < 0 ? nullptr : found(whole, places.line[place], places.column[place]);
-      for (int64_t k = 0; k < images; ++k) {
-        T* to = room_.sums + (row + k) * width;
-        copy_channels(to, bias, width);
-        if (above == nullptr) continue;
-        const T* from = above + (image + k) * i.channels + begin;
-        for_channels(to, from, to, valid, [](Vec<T> x, Vec<T> y) { return x + y; });
-      }
-    });
-  }
-
-  void end_sums(const SamplingInstruction& i, const Places& places, int64_t first, int64_t count, int64_t begin,
-                int vectors) {
-    const int64_t width = vectors * kLanes<T>;
-    const int64_t valid = i.channels - begin < width ? i.channels - begin : width;
-    for_rows(first, count, [&](int64_t place, int64_t image, int64_t images, int64_t row) {
-      T* to = at_place(i.destination, places.line[place], places.column[place]) + image * i.channels + begin;
-      for (int64_t k = 0; k < images; ++k) copy_channels(to + k * i.channels, room_.sums + (row + k) * width, valid);
-    });
+        for (int64_t k = 0; k < images; ++k) to[row + k] = from + k * pitch;
+      };
+      for (int32_t r = 0; r < i.reads; ++r) list(room_.found + r * count, p_.reads[i.first_read + r]);
+      if (i.initial >= 0) list(room_.above, whole);
+      T* to = at_place(i.destination, line, column) + image * i.channels;
+      for (int64_t k = 0; k < images; ++k) room_.into[row + k] = to + k * i.channels;
+      row += images;
+    }
   }
 
   // When.

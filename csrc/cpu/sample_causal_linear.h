@@ -1,13 +1,13 @@
 // Linear instructions: sums over what an instruction reads at some places, for all images.
 //
-// What the reads find at a place is gathered into one row of `depth` numbers, for as many places and images as make
-// some 128 kB; then each panel of channels (one vector to kTileVectors) takes all these rows, 256 of depth at a time
-// (16 kB of weights, which the rows after the first find in L1). A number of the result is bias + initial, plus the
-// sums over depth 0 ... 255, 256 ... 511 and so on, each a chain of its own: the same additions in the same order for
-// a lone pixel, a line, a diagonal, and whatever the batch and the team are.
+// A row is what the reads find at one place of one image: one pointer per read, wherever it lies, so nothing is copied.
+// Each panel of channels (one vector to kTileVectors) takes some rows (whose numbers are 128 kB or so), 256 of depth at
+// a time (16 kB of weights, which the tiles after the first find in L1). A number of the result is bias + initial, plus
+// the sums over depth 0 ... 255, 256 ... 511 and so on, each a chain of its own: the same additions in the same order
+// for a lone pixel, a line, a diagonal, and whatever the batch and the team are.
 //
-// A lone row has no use for a weight but one, so it runs as fast as weights arrive. For many rows the tile of gemm.h
-// does two FMAs a cycle.
+// A tile has 12 sums in registers (AVX-512: 24): 6 rows of one panel; 2 rows of three panels; a lone row of six. With
+// fewer than 8 sums the processor would wait for its own additions (two a cycle, each done after four).
 #pragma once
 
 #include "cpu/sample_causal_places.h"
@@ -15,11 +15,12 @@
 namespace vidgen::VIDGEN_ISA {
 
 constexpr int64_t kDepthOfChain = 256;
-constexpr int64_t kGathered = 128 * 1024;
+constexpr int64_t kBlockBytes = 128 * 1024;
+constexpr int kMostPanels = 6;  // of a tile
 
 template <class T>
-VIDGEN_INLINE int64_t rows_gathered(int64_t depth) {
-  const int64_t rows = kGathered / int64_t(sizeof(T)) / (depth > 0 ? depth : 1);
+VIDGEN_INLINE int64_t rows_of_block(int64_t depth) {
+  const int64_t rows = kBlockBytes / int64_t(sizeof(T)) / (depth > 0 ? depth : 1);
   return rows < kTallestTile ? kTallestTile : rows > 512 ? 512 : rows / kTileRows * kTileRows;
 }
 
@@ -49,27 +50,105 @@ void pack_linear(const SamplingInstruction& i, const T* numbers, char* packed) {
     bias[c] = i.has_bias && c < i.channels ? numbers[i.depth * i.channels + c] : T(0);
 }
 
-template <class T>
-VIDGEN_INLINE void copy_channels(T* to, const T* from, int64_t count) {
-  int64_t c = 0;
-  for (; c + kLanes<T> <= count; c += kLanes<T>) store(to + c, load(from + c));
-  for (; c < count; ++c) to[c] = from[c];
-}
+// A piece of a chain: `length` channels of what a read finds.
+struct Piece {
+  int32_t read, offset, length;
+};
 
-// c[r] += a[r] * panel, r < rows; a's rows are `depth` long.
+// What a tile multiplies and adds.
 template <class T, class W>
-VIDGEN_INLINE void multiply_panel(const T* a, int64_t rows, int64_t depth, const W* panel, int vectors, T* c) {
-  const int64_t width = vectors * kLanes<T>;
-  for (int64_t k = 0; k < depth; k += kDepthOfChain) {
-    const Run run{k, kDepthOfChain < depth - k ? kDepthOfChain : depth - k};
-    for_each_tile(rows, tile_rows(vectors), [&](int64_t first, int64_t height) {
-      const T* row[kTallestTile];
-      for (int64_t i = 0; i < height; ++i) row[i] = a + (first + i) * depth;
-      Tiles<T, W>::dense[(height - 1) * kTileVectors + vectors - 1](row, &run, 1, panel, c + first * width, width, true,
-                                                                    nullptr);
-    });
-    panel += run.length * width;
+struct TileOperands {
+  const T* const* a;  // [read][row]
+  int64_t a_pitch;    // rows
+  const Piece* piece;
+  int64_t pieces;
+  const W* b;
+  int64_t panel_pitch;      // of b
+  T* const* c;              // [row]
+  const T* bias;            // what sums begin with; null: with c
+  const T* const* initial;  // [row], or null; added to the bias
+  int64_t first, channels;  // of c and initial; `bias` stands at the first already
+};
+
+template <class T, class W, int rows, int panels, int vectors>
+void linear_tile(const TileOperands<T, W>& o) {
+  constexpr int lanes = kLanes<T>, wide = panels * vectors;
+  Vec<T> sum[rows][wide];
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 24
+    for (int j = 0; j < wide; ++j) sum[i][j] = Vec<T>{};
+  }
+  const W* b = o.b;
+  for (int64_t p = 0; p < o.pieces; ++p) {
+    const Piece piece = o.piece[p];
+    const T* row[rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) row[i] = o.a[piece.read * o.a_pitch + i] + piece.offset;
+    for (int64_t k = 0; k < piece.length; ++k) {
+      Vec<T> panel[wide];
+#pragma GCC unroll 24
+      for (int j = 0; j < wide; ++j) panel[j] = load(b + j / vectors * o.panel_pitch + j % vectors * lanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 24
+        for (int j = 0; j < wide; ++j) sum[i][j] = multiply_add<T>(row[i][k], panel[j], sum[i][j]);
+      }
+      b += vectors * lanes;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 24
+    for (int j = 0; j < wide; ++j) {
+      const int64_t left = o.channels - j * lanes;
+      if (left <= 0) continue;
+      T* out = o.c[i] + o.first + j * lanes;
+      auto start = [&](auto... count) {
+        if (o.bias == nullptr) return load(out, count...);
+        const Vec<T> bias = load(o.bias + j * lanes);
+        return o.initial == nullptr ? bias : bias + load(o.initial[i] + o.first + j * lanes, count...);
+      };
+      if (left >= lanes) {
+        store(out, start() + sum[i][j]);
+      } else {
+        store(out, start(left) + sum[i][j], left);
+      }
+    }
   }
 }
+
+// Rows of a tile of so many panels of so many vectors.
+constexpr int rows_of_tile(int panels, int vectors) {
+  return panels == 1 ? tile_rows(vectors) : panels == 2 ? 3 : panels == 3 ? 2 : 1;
+}
+
+// The tallest tile that there is for each number of rows left, as wide as can be: [rows - 1][panels - 1][vectors - 1],
+// null where a tile would need more registers than there are.
+template <class T, class W, class Index>
+struct LinearTileTable;
+template <class T, class W, size_t... i>
+struct LinearTileTable<T, W, std::index_sequence<i...>> {
+  using Tile = void (*)(const TileOperands<T, W>&);
+  template <int rows, int panels, int vectors>
+  static constexpr Tile tile_or_null() {
+    if constexpr (rows <= rows_of_tile(panels, vectors)) {
+      return &linear_tile<T, W, rows, panels, vectors>;
+    } else {
+      return nullptr;
+    }
+  }
+  static constexpr Tile tile[] = {
+      tile_or_null<int(i) / (kMostPanels * kTileVectors) + 1, int(i) / kTileVectors % kMostPanels + 1,
+                   int(i) % kTileVectors + 1>()...};
+};
+template <class T, class W>
+VIDGEN_INLINE auto find_linear_tile(int64_t rows, int64_t panels, int64_t vectors) {
+  using Table = LinearTileTable<T, W, std::make_index_sequence<kTallestTile * kMostPanels * kTileVectors>>;
+  return Table::tile[((rows - 1) * kMostPanels + panels - 1) * kTileVectors + vectors - 1];
+}
+
+// How many panels a tile of few rows takes at once.
+VIDGEN_INLINE int64_t panels_for(int64_t rows) { return rows == 1 ? kMostPanels : rows == 2 ? 3 : rows == 3 ? 2 : 1; }
 
 }  // namespace vidgen::VIDGEN_ISA

@@ -31,6 +31,7 @@ struct Panels {
     if (count > 1) count += count % 2;
   }
   VIDGEN_INLINE int64_t begin(int64_t panel) const { return vectors * panel / count; }  // in vectors
+  VIDGEN_INLINE int64_t vectors_of(int64_t panel) const { return begin(panel + 1) - begin(panel); }
 };
 
 // What a member has of `count` things.
