@@ -79,6 +79,7 @@ class Contender:
     peer: str | None = None  # distribution of the library that answers, where that is neither vidgen nor PyTorch
     flops: float = 0.0  # floating-point operations that this contender's algorithm does in one call
     bytes_moved: float = 0.0  # compulsory traffic: every input read once, every output written once
+    parts: int = 1  # a run does one of so many equal parts of the answer: samples are multiplied by them
     absolute_limit: float = math.inf  # on the relative rms error
     relative_limit: float = math.inf  # as a multiple of the error of `against`
     own_limits: Mapping[str, float] = field(default_factory=dict)  # output -> absolute limit, in place of both
@@ -230,6 +231,7 @@ def measure(
             "dtype": contender.dtype,
             "flops": contender.flops,
             "bytes_moved": contender.bytes_moved,
+            "parts": contender.parts,
             "failure": None,
         }
         try:
@@ -257,7 +259,8 @@ def measure(
     with Others() as others:
         timings = interleave(runs, clock=clock or clock_for(case.device), budget_s=budget_s)
     for name, timing in timings.items():
-        entries[name].update(timing)
+        parts = entries[name]["parts"]
+        entries[name].update(timing, samples_ms=[sample * parts for sample in timing["samples_ms"]])
     names = list(runs)
     runs.clear()
     if memory is not None:

@@ -121,20 +121,25 @@ def figures(row: dict[str, Any], peaks: dict[str, float]) -> list[Figures]:
     return result
 
 
+def _unit(ms: float) -> tuple[float, str]:
+    """What a millisecond is in the unit that suits a time, and that unit."""
+    return (1e3, "µs") if ms < 0.1 else (1.0, "ms") if ms < 1e4 else (1e-3, "s")
+
+
 def format_time(ms: float | None) -> str:
-    """Three significant digits, in µs below 0.1 ms."""
+    """Three significant digits, in µs below 0.1 ms and in s from 10 s."""
     if ms is None:
         return "–"
-    value, unit = (ms * 1e3, "µs") if ms < 0.1 else (ms, "ms")
-    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:.{digits}f} {unit}"
+    scale, unit = _unit(ms)
+    digits = max(0, 2 - math.floor(math.log10(ms * scale))) if ms > 0 else 0
+    return f"{ms * scale:.{digits}f} {unit}"
 
 
 def format_spread(one: Figures) -> str:
     """The inter-quartile range, in the unit of the median."""
     if one.median_ms is None or one.low_ms is None or one.high_ms is None:
         return "–"
-    scale = 1e3 if one.median_ms < 0.1 else 1.0
+    scale, _ = _unit(one.median_ms)
     digits = max(0, 2 - math.floor(math.log10(one.median_ms * scale)))
     return f"{one.low_ms * scale:.{digits}f}–{one.high_ms * scale:.{digits}f}"
 

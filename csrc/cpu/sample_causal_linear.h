@@ -70,6 +70,20 @@ struct TileOperands {
   int64_t first, channels;  // of c and initial; `bias` stands at the first already
 };
 
+// The end of a tile whose last channels do not exist.
+template <class T, class W, int rows, int wide>
+__attribute__((noinline)) void end_narrow_tile(const TileOperands<T, W>& o, const Vec<T> (&sum)[rows][wide]) {
+  for (int i = 0; i < rows; ++i) {
+    for (int64_t j = 0, c = 0; c < o.channels; ++j, c += kLanes<T>) {
+      const int64_t count = o.channels - c < kLanes<T> ? o.channels - c : kLanes<T>;
+      T* out = o.c[i] + o.first + c;
+      Vec<T> start = load(o.bias == nullptr ? out : o.bias + c, count);
+      if (o.bias != nullptr && o.initial != nullptr) start = start + load(o.initial[i] + o.first + c, count);
+      store(out, start + sum[i][j], count);
+    }
+  }
+}
+
 template <class T, class W, int rows, int panels, int vectors>
 void linear_tile(const TileOperands<T, W>& o) {
   constexpr int lanes = kLanes<T>, wide = panels * vectors;
@@ -97,25 +111,28 @@ void linear_tile(const TileOperands<T, W>& o) {
       b += vectors * lanes;
     }
   }
+  // written out for each case, and no address of a sum given away, so that sums stay in registers
+  if (o.channels < wide * lanes) {
+    Vec<T> copy[rows][wide];
 #pragma GCC unroll 8
-  for (int i = 0; i < rows; ++i) {
+    for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 24
-    for (int j = 0; j < wide; ++j) {
-      const int64_t left = o.channels - j * lanes;
-      if (left <= 0) continue;
-      T* out = o.c[i] + o.first + j * lanes;
-      auto start = [&](auto... count) {
-        if (o.bias == nullptr) return load(out, count...);
-        const Vec<T> bias = load(o.bias + j * lanes);
-        return o.initial == nullptr ? bias : bias + load(o.initial[i] + o.first + j * lanes, count...);
-      };
-      if (left >= lanes) {
-        store(out, start() + sum[i][j]);
-      } else {
-        store(out, start(left) + sum[i][j], left);
-      }
+      for (int j = 0; j < wide; ++j) copy[i][j] = sum[i][j];
     }
+    return end_narrow_tile<T, W, rows, wide>(o, copy);
   }
+  auto end = [&](auto start) {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+      T* out = o.c[i] + o.first;
+#pragma GCC unroll 24
+      for (int j = 0; j < wide; ++j) store(out + j * lanes, start(i, j, out) + sum[i][j]);
+    }
+  };
+  if (o.bias == nullptr) return end([](int, int j, const T* out) { return load(out + j * lanes); });
+  const T* bias = o.bias;
+  if (o.initial == nullptr) return end([=](int, int j, const T*) { return load(bias + j * lanes); });
+  end([&](int i, int j, const T*) { return load(bias + j * lanes) + load(o.initial[i] + o.first + j * lanes); });
 }
 
 // Rows of a tile of so many panels of so many vectors.

@@ -1,5 +1,7 @@
 """Weight normalisation: magnitudes by output channel, and a start at which every layer puts out what was asked for."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,6 +128,14 @@ def test_folding_keeps_the_bits_and_leaves_plain_layers():
         *("first.weight", "second.weight", "second.bias"),
         *("plain.weight", "plain.bias"),
     }
+
+
+def test_folding_a_copy_leaves_the_original_normalised():
+    model, x = _Chain(), torch.randn(2, 3, 6, 6)
+    before = model(x)
+    assert torch.equal(fold_weight_norm(copy.deepcopy(model))(x), before)
+    assert torch.equal(model(x), before)
+    assert "first.parametrizations.weight.original0" in model.state_dict()
 
 
 class _Unused(_Chain):

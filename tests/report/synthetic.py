@@ -63,6 +63,17 @@ def row(title: str, kind: str, scale: float, failure: str | None = None) -> dict
     }
 
 
+def drawing() -> dict[str, Any]:
+    lines = [
+        contender("full passes", 200_000),
+        contender("full passes, channels_last", 150_000),
+        contender("vidgen, cpu", 300, against="full passes, channels_last"),
+        contender("vidgen, eager", 15_000, against="full passes, channels_last"),
+    ]
+    title = "PixelCNN, 15 blocks of 64, 28×28, 1 at once"
+    return row(title, "drawing", 1.0) | {"op": "sampling", "contenders": lines}
+
+
 def bench() -> dict[str, Any]:
     wrong = "wrong answer: y is off by 3.1e-02 (relative rms against float64), limit 5.0e-06, the absolute limit"
     return {
@@ -76,6 +87,7 @@ def bench() -> dict[str, Any]:
             row("(4, 256, 64, 64) → 256, 3×3 B", "forward", 4.0, failure=wrong),
             row("(1, 16, 1, 100) → 16, 3×3 B", "forward", 0.003),
             row("(16, 128, 32, 32) → 128, 3×3 B", "forward+backward", 3.0),
+            drawing(),
         ],
     }
 

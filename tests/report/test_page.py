@@ -166,6 +166,21 @@ def test_every_op_has_charts_of_its_own() -> None:
     assert f"masked_conv2d, {bench['rows'][0]['title']}, fp32" in text_of(render(bench=bench))
 
 
+def test_ways_of_drawing_have_a_chart_of_their_own() -> None:
+    bench = synthetic.bench()
+    (chart,) = page.drawing(bench)
+    assert chart["caption"] == "PixelCNN, 15 blocks of 64, 28×28, 1 at once"
+    medians = {e["name"]: float(np.median(e["samples_ms"])) for e in bench["rows"][-1]["contenders"]}
+    gain = medians["full passes, channels_last"] / medians["vidgen, cpu"]
+    assert f"{gain:.0f}×" in chart["svg"]
+    assert "a pass for each pixel (full passes, channels_last)" in chart["svg"]
+    # a comparison with full passes is none with eager convolutions
+    assert page.headline(bench)["high"] < 10
+    bench["rows"] = bench["rows"][:-1]
+    assert page.drawing(bench) == []
+    assert "How sampling got fast" not in text_of(render(bench=bench))
+
+
 def test_a_library_that_was_not_measured_is_told_with_the_reason() -> None:
     bench = synthetic.bench()
     bench["rows"][1]["left_out"] = {"A Peer": "peerlib is not installed"}
@@ -228,7 +243,7 @@ def test_nothing_is_loaded_from_anywhere_and_nothing_is_executed(outline: Outlin
 def test_pictures_have_words_and_ids_are_unique(outline: Outline) -> None:
     pictures = [attributes for tag, attributes in outline.tags if tag in ("img", "svg")]
     # two sheets of digits, two of classes, two strips of halves, four film strips, twelve clips; curves and bars
-    assert len(pictures) == 2 + 2 + 2 + 4 + 12 + 7
+    assert len(pictures) == 2 + 2 + 2 + 4 + 12 + 8
     for attributes in pictures:
         assert len(attributes.get("alt") or attributes.get("aria-label") or "") > 20
     identifiers = Counter(attributes["id"] for _, attributes in outline.tags if attributes.get("id"))

@@ -210,7 +210,8 @@ class TestWords:
             with pytest.raises(RuntimeError, match=message):
                 self.call(wrong.contiguous())
 
-    def test_any_word_may_be_wrong(self):
+    def test_any_word_may_be_wrong(self, threads):
+        threads(1)
         words = trace(networks.Plain((1, 4, 5)).eval()).native.words
         refused = 0
         for at in range(0, len(words), 3):

@@ -93,6 +93,9 @@ def fold_weight_norm(module: LayerT) -> LayerT:
         The same module.
     """
     for layer in _normalised(module).values():
+        # a class of its own: copies of a layer share the one with the property that is deleted now
+        cls = type(layer)
+        layer.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
         parametrize.remove_parametrizations(layer, "weight")
     return module
 

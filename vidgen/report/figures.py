@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -125,6 +126,17 @@ def ratio_bars(bars: Sequence[tuple[str, float | None, str, bool]], longest: flo
     label = "; ".join(f"{name}: {text}" for name, _, text, _ in bars)
     with rc_context(_STYLE | {"svg.hashsalt": "ratios"}):
         return _svg(_bars(bars, reference=1.0, longest=longest), f"Speed-up over eager PyTorch. {label}.")
+
+
+def time_bars(bars: Sequence[tuple[str, float | None, str, bool]]) -> str:
+    """Times on a logarithmic scale, shorter is better; each is (label, ms or None if failed, text, emphasised)."""
+    label = "; ".join(f"{name}: {text}" for name, _, text, _ in bars)
+    known = [ms for _, ms, _, _ in bars if ms]
+    # a decade below the shortest, whose bar would be none else
+    shortest = math.log10(min(known, default=1.0)) - 1
+    scaled = [(name, math.log10(ms) - shortest if ms else None, text, strong) for name, ms, text, strong in bars]
+    with rc_context(_STYLE | {"svg.hashsalt": "times"}):
+        return _svg(_bars(scaled, reference=None), f"Time, on a logarithmic scale. {label}.")
 
 
 def _bars(

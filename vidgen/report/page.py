@@ -14,6 +14,9 @@ from vidgen.report import figures
 #: what the demo could not do, in the place of its results
 Failure = str
 
+#: the kind of the cases that draw images
+DRAWING = "drawing"
+
 # frames of a film strip; so many of 32 pixels fit a phone, and twice as large half of the page
 _STRIP = 7
 
@@ -55,6 +58,7 @@ def render(
         headline=headline(bench),
         disturbed=bench_results.disturbance(dict(bench)) is not None,
         speed=speed(bench),
+        drawing=drawing(bench),
         demo=None if isinstance(demo, str) else demo_view(demo),
         demo_failure=demo if isinstance(demo, str) else None,
         motion=None if isinstance(motion, str) else motion_view(motion),
@@ -90,12 +94,39 @@ def speed(bench: Mapping[str, Any]) -> dict[str, Any]:
     captions = {"forward": "forward pass", "forward+backward": "forward and backward pass"}
     bars: dict[str, list[tuple[str, float | None, str, bool]]] = {}
     for row in sorted(bench["rows"], key=lambda row: (row["op"], row["kind"])):
+        if row["kind"] == DRAWING:
+            continue
         bars.setdefault(f"{row['op']}, {captions[row['kind']]}", []).extend(_bars(row, peaks))
     longest = max((value for some in bars.values() for _, value, _, _ in some if value is not None), default=1.0)
     for caption, some in bars.items():
         if some:
             charts.append({"caption": caption, "svg": figures.ratio_bars(some, longest)})
     return {"cases": cases, "charts": charts}
+
+
+def drawing(bench: Mapping[str, Any]) -> list[dict[str, str]]:
+    """For each network and batch a chart of ways to draw: full passes at their fastest, cached eager, cached C++."""
+    charts = []
+    for row in bench["rows"]:
+        if row["kind"] != DRAWING:
+            continue
+        lines = bench_results.figures(row, bench["peaks"])
+        passes = [(one.median_ms, one) for one in lines if not one.ours and one.median_ms is not None]
+        naive = min(passes, key=lambda pair: pair[0], default=(None, None))[1]
+        bars: list[tuple[str, float | None, str, bool]] = []
+        if naive is not None:
+            bars.append((f"a pass for each pixel ({naive.name})", naive.median_ms, _time(naive), False))
+        for name, caption in (("vidgen, eager", "cached, in PyTorch"), ("vidgen, cpu", "cached, in C++")):
+            one = next((one for one in lines if one.name == name), None)
+            if one is not None:
+                gain = f", {one.ratio_to_best:.0f}×" if one.ratio_to_best and not one.failure else ""
+                bars.append((caption, one.median_ms, _time(one) + gain, not one.failure))
+        charts.append({"caption": row["title"].removesuffix(f", {DRAWING}"), "svg": figures.time_bars(bars)})
+    return charts
+
+
+def _time(one: Figures) -> str:
+    return "FAILED" if one.failure else bench_results.format_time(one.median_ms)
 
 
 def _first_ours(lines: Sequence[Figures]) -> Figures | None:
@@ -126,8 +157,10 @@ def headline(bench: Mapping[str, Any]) -> dict[str, Any]:
     failed = 0
     for row in bench["rows"]:
         lines = bench_results.figures(row, bench["peaks"])
-        ratios += [one.ratio for one in lines if one.ours and one.ratio is not None]
         failed += sum(1 for one in lines if one.failure)
+        if row["kind"] == DRAWING:  # another comparison
+            continue
+        ratios += [one.ratio for one in lines if one.ours and one.ratio is not None]
     first_row = bench["rows"][0]
     first = _first_ours(bench_results.figures(first_row, bench["peaks"]))
     return {
