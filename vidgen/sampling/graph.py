@@ -137,16 +137,13 @@ class Graph:
         views = numpy.stack([value.views.reshape(-1) for value in values])
         channels = numpy.stack([value.channels.reshape(-1) for value in values])
         order = numpy.lexsort([*channels[::-1], *views[::-1]])
-        start = 0
-        for end in range(1, len(order) + 1):
-            if end < len(order):
-                here, before = order[end], order[end - 1]
-                same = (views[:, here] == views[:, before]).all()
-                if same and (channels[:, here] == channels[:, before] + 1).all():
-                    continue
-            group = order[start:end]
-            yield group, [(int(v), int(c)) for v, c in zip(views[:, group[0]], channels[:, group[0]], strict=True)]
-            start = end
+        views, channels = views[:, order], channels[:, order]
+        ends = (views[:, 1:] != views[:, :-1]) | (channels[:, 1:] != channels[:, :-1] + 1)
+        borders = [0, *(numpy.flatnonzero(ends.any(axis=0)) + 1).tolist(), len(order)]
+        for start, end in itertools.pairwise(borders):
+            if start < end:
+                first = zip(views[:, start].tolist(), channels[:, start].tolist(), strict=True)
+                yield order[start:end], list(first)
 
     def read(self, view: int, start: int, count: int, row: Index, column: Index, phases: Phases) -> Read:
         """How a node reads channels of a view: what the view is, folded into the indices.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vidgen.ops.masked_conv2d import colors_of, keep_mask
@@ -40,8 +41,15 @@ def _part(
         picked = with_channels(x, x.views[wanted], x.channels[wanted])
         for group, [(view, start)] in tracer.graph.runs(picked):
             part.reads.append(tracer.graph.read(view, start, len(group), row, column, (phases[0], phases[1])))
-            part.weights.append(matrix[torch.from_numpy(group).to(matrix.device)])
+            part.weights.append(_rows(matrix, group))
     return part
+
+
+def _rows(matrix: Tensor, group: NDArray[numpy.int64]) -> Tensor:
+    first, count = int(group[0]), len(group)
+    if (group == numpy.arange(first, first + count)).all():
+        return matrix[first : first + count]
+    return matrix[torch.from_numpy(group).to(matrix.device)]
 
 
 @handles(aten.convolution)
@@ -66,13 +74,15 @@ def _convolution(
         raise tracer.refuse(func, "its weight depends on the image or on labels")
     if groups > 1:
         weight = _dense(weight, groups, transposed)
-    matrices = weight if transposed else weight.transpose(0, 1)  # (in, out, kh, kw)
+    # (kh, kw, in, out), a copy: matrices of taps are then parts of it
+    matrices = weight.permute(2, 3, 0, 1) if transposed else weight.permute(2, 3, 1, 0)
+    matrices = matrices.clone(memory_format=torch.contiguous_format)
     size = (result.shape[2], result.shape[3])
-    kernel = matrices.shape[2:]
+    kernel = matrices.shape[:2]
     everything = slice(None)
 
     def taps(rows: list[tuple[int, Index]], columns: list[tuple[int, Index]]) -> list[Any]:
-        return [(matrices[:, :, p, q], everything, row, column) for p, row in rows for q, column in columns]
+        return [(matrices[p, q], everything, row, column) for p, row in rows for q, column in columns]
 
     if not transposed:
         axes = [[(k, Index(stride[a], k * dilation[a] - padding[a])) for k in range(kernel[a])] for a in range(2)]
