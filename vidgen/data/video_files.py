@@ -111,17 +111,21 @@ def read_clip(path: str | Path, indices: Tensor | Sequence[int] | None = None) -
         return Clip(torch.from_numpy(frames), _seconds([ticks[i] for i in chosen], stream))
 
 
-def iter_frames(path: str | Path) -> Iterator[Frame]:
+def iter_frames(path: str | Path, *, threads: int = 0) -> Iterator[Frame]:
     """The frames of a video's first video stream, one by one, in the order in which they appear.
 
     Memory is that of the decoder. A frame that the file gives no time follows the one before it at the average rate.
     Pictures (png, jpeg, …) are videos of one frame.
 
+    Args:
+        path: the file.
+        threads: of the decoder, 0 for as many as there are processor cores; each may hold a frame.
+
     Raises:
         FileNotFoundError, ValueError, ModuleNotFoundError: as ``read_clip``, damage when it is reached.
     """
     with _opened(path) as (container, stream):
-        stream.thread_type = "AUTO"
+        stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
         step, seconds = 1 / float(stream.average_rate or 25), None
         for packet in container.demux(stream):
             if packet.is_corrupt:

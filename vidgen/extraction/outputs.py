@@ -98,7 +98,7 @@ class Settings:
         if self.dtype == "float16" and self.format != "safetensors":
             raise ValueError(f"dtype must be float32 for format {self.format!r}, got 'float16'")
 
-    def record(self, is_video: bool) -> dict[str, Any]:
+    def record(self, *, is_video: bool) -> dict[str, Any]:
         """Of these, what matters for the bytes of one source; it is written beside its flow."""
         matters = {"format": True, "method": True, "preset": True, "stride": self.stride != 1}
         matters |= {"short_side": self.short_side is not None, "size": self.size is not None}

@@ -176,7 +176,8 @@ def _decoded_ahead(source: Source, done: frozenset[int], settings: Settings, roo
 
 def _steps(source: Source, done: frozenset[int], settings: Settings) -> Iterator[_Step]:
     size: tuple[int, int] | None = None
-    for number, frame in enumerate(source.frames()):
+    # its share of the machine is this worker's also in decoding
+    for number, frame in enumerate(source.frames(threads=torch.get_num_threads())):
         if number % settings.stride:
             continue
         # a frame between two flows that are there already need not be converted

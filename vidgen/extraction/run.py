@@ -95,7 +95,7 @@ def plan(given: Path, out: Path, settings: Settings, *, overwrite: bool = False)
         raise ValueError(f"OUT must not be IN, got {out} for both")
     jobs, skipped = [], 0
     for source in find_sources(given, fps=settings.fps, apart_from=out):
-        record = {"source": source.identity(), "settings": settings.record(source.pictures is None)}
+        record = {"source": source.identity(), "settings": settings.record(is_video=not source.is_folder)}
         output = output_at(out, settings, record) if is_file else open_output(out, source.name, settings, record)
         if output.path.exists() and output.path.resolve() == source.path.resolve():
             raise ValueError(f"OUT must be another folder: {source.path} would be replaced by its own flow")

@@ -24,29 +24,38 @@ class Source:
     Attributes:
         path: of the file or folder.
         name: where its output goes, relative to the output folder: the path under the input folder without suffix.
-        pictures: the frames' files; None for a video file.
+        is_folder: whether it is a folder of pictures. They are listed when asked for: a data set has millions.
         fps: of a folder of pictures.
     """
 
     path: Path
     name: Path
-    pictures: tuple[Path, ...] | None = None
+    is_folder: bool = False
     fps: float = 25.0
 
-    def frames(self) -> Iterator[Frame]:
-        """The frames one by one; ValueError where they are damaged."""
-        if self.pictures is None:
-            yield from iter_frames(self.path)
+    def pictures(self) -> list[Path]:
+        """The frames' files, in order."""
+        names = (name for name in os.listdir(self.path) if _is_picture(name))
+        return [self.path / name for name in sorted(names, key=natural_order)]
+
+    def frames(self, *, threads: int = 0) -> Iterator[Frame]:
+        """The frames one by one; ValueError where they are damaged.
+
+        Args:
+            threads: of the decoder, 0 for as many as there are processor cores.
+        """
+        if not self.is_folder:
+            yield from iter_frames(self.path, threads=threads)
             return
-        for number, path in enumerate(self.pictures):
+        for number, path in enumerate(self.pictures()):
             # what a file of several pictures holds beyond the first is no frame of the series
-            frame = next(iter_frames(path))
+            frame = next(iter_frames(path, threads=1))
             yield frame._replace(seconds=number / self.fps)
 
     def expected_frames(self) -> int | None:
         """About how many there are, for the progress bar; None if nobody knows, as where the file is damaged."""
-        if self.pictures is not None:
-            return len(self.pictures)
+        if self.is_folder:
+            return len(self.pictures())
         try:
             return expected_frames(self.path)
         except (ValueError, OSError):
@@ -54,9 +63,13 @@ class Source:
 
     def identity(self) -> dict[str, str | int]:
         """What tells that a later run has the same source before it: its name and its size."""
-        files = (self.path,) if self.pictures is None else self.pictures
+        files = self.pictures() if self.is_folder else [self.path]
         known: dict[str, str | int] = {"name": self.path.name, "bytes": sum(path.stat().st_size for path in files)}
-        return known if self.pictures is None else {**known, "pictures": len(files)}
+        return {**known, "pictures": len(files)} if self.is_folder else known
+
+
+def _is_picture(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(PICTURES)
 
 
 def find_sources(given: Path, *, fps: float = 25.0, apart_from: Path | None = None) -> list[Source]:
@@ -108,10 +121,9 @@ def _search(root: Path, fps: float, apart_from: Path | None) -> Iterator[Source]
         files = [here / name for name in names if not name.startswith(".")]
         if videos := [path for path in files if path.suffix.lower() in VIDEOS]:
             yield from (Source(path, path.relative_to(root).with_suffix("")) for path in videos)
-        elif pictures := [path for path in files if path.suffix.lower() in PICTURES]:
+        elif any(_is_picture(name) for name in names):
             name = here.relative_to(root) if here != root else Path(root.resolve().name)
-            pictures.sort(key=lambda path: natural_order(path.name))
-            yield Source(here, name, tuple(pictures), fps)
+            yield Source(here, name, True, fps)
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
