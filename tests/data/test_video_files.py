@@ -245,3 +245,21 @@ def test_a_cut_file_is_told_when_its_end_is_reached(tmp_path):
     assert next(frames).seconds == 0
     with pytest.raises(ValueError, match=r"clip\.mp4 is damaged|of .*clip\.mp4 is damaged"):
         list(frames)
+
+
+def test_a_file_with_its_index_in_front_is_told_to_be_cut_off(tmp_path):
+    """As downloads are that broke off: the header is whole, and nothing but the missing data tells."""
+    import av
+
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in smooth(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    assert len(list(iter_frames(path))) == expected_frames(path) == 30
+    path.write_bytes(content[: 2 * len(content) // 3])
+    with pytest.raises(ValueError, match=r"clip\.mp4 is damaged, or cut off, after \d"):
+        list(iter_frames(path))

@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from vidgen.cli import main
-from vidgen.extraction import extract_flow, pipeline
+from vidgen.data import iter_frames
+from vidgen.extraction import extract_flow, pipeline, sources
+from vidgen.extraction.outputs import open_output
+from vidgen.extraction.pipeline import extract_one
 from vidgen.extraction.sources import find_sources
 from vidgen.ops import optical_flow
 
@@ -236,6 +239,29 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
     )  # fmt: skip
     short, long = map(float, done.stdout.split())
     assert long - short < 15, done.stdout
+
+
+def test_decoding_waits_for_writing(tmp_path, monkeypatch):
+    """A slow disk must not fill the memory with frames and flows that wait for it."""
+    (source,) = find_sources(make(tmp_path / "clip.mp4", frames=80))
+    decoded, written, lead = [], [], []
+    frames = iter_frames(source.path)
+    monkeypatch.setattr(sources, "iter_frames", lambda path, **_: (decoded.append(1) or frame for frame in frames))
+    output = open_output(tmp_path, source.name, settings("safetensors"), {"source": {}, "settings": {}})
+    write = output.write
+
+    def slow(*arguments):
+        time.sleep(0.004)
+        write(*arguments)
+        written.append(1)
+        lead.append(len(decoded) - len(written))
+
+    monkeypatch.setattr(output, "write", slow)
+    output.begin(overwrite=False)
+    extract_one(source, output, settings("safetensors"), batch=2, stop=threading.Event(), advance=lambda: None)
+    assert len(written) == 79
+    # batches of two: two of them wait to be written and two to be computed, and each stage holds one
+    assert max(lead) <= 2 * (2 + 2 + 3)
 
 
 @pytest.mark.parametrize(
