@@ -167,7 +167,7 @@ def two(tmp_path_factory):
     """Two videos that take a second or more."""
     folder = tmp_path_factory.mktemp("two")
     for seed in (0, 1):
-        make(folder / f"{seed}.mp4", frames=40, height=176, width=240, seed=seed)
+        make(folder / f"{seed}.mp4", frames=24, height=176, width=240, seed=seed)
     return folder
 
 
@@ -222,7 +222,7 @@ def test_a_run_is_stopped_between_batches(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path):
-    """Four times the frames in the same memory: 180 more flows of 0.26 MB each would be seen, and so would frames."""
+    """Four times the frames in the same memory: 180 more flows of 0.15 MB each would be seen, and so would frames."""
     program = (
         "import sys, resource, pathlib; from tests.extraction.clips import settings; import vidgen.extraction as e\n"
         "for name in sys.argv[1:]:\n"
@@ -231,14 +231,14 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
     )
     # the longer one after the shorter: what the process has already taken it may use again
     for name, frames in (("short", 60), ("long", 240)):
-        make(tmp_path / f"{name}.mp4", frames=frames, height=160, width=200)
+        make(tmp_path / f"{name}.mp4", frames=frames, height=120, width=160)
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "short"), str(tmp_path / "long")],
         cwd=root, capture_output=True, text=True, check=True,
     )  # fmt: skip
     short, long = map(float, done.stdout.split())
-    assert long - short < 15, done.stdout
+    assert long - short < 12, done.stdout
 
 
 def test_decoding_waits_for_writing(tmp_path, monkeypatch):

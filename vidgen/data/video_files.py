@@ -167,13 +167,15 @@ class VideoWriter:
         container: "mp4", "mov" or "matroska".
         fps: about how many frames come per second; x264 spends its bits by it.
         lossless, crf: as in ``write_clip``.
+        preset: x264's, from "ultrafast" to "placebo": the slower, the smaller the file.
         threads: of x264; the bytes depend on their number.
         metadata: name to text, such as title or comment.
     """
 
     def __init__(
         self, file: str | Path | IO[bytes], size: tuple[int, int], *, container: str = "mp4", fps: float = 25.0,
-        lossless: bool = False, crf: int = 18, threads: int = 1, metadata: Mapping[str, str] | None = None,
+        lossless: bool = False, crf: int = 18, preset: str = "medium", threads: int = 1,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self._av = require("av", extra="video")
         target = str(Path(file).absolute()) if isinstance(file, (str, Path)) else file
@@ -184,7 +186,7 @@ class VideoWriter:
         self._stream.height, self._stream.width = size
         halves = size[0] % 2 == 0 and size[1] % 2 == 0
         self._stream.pix_fmt = "rgb24" if lossless else "yuv420p" if halves else "yuv444p"
-        self._stream.options = {"qp": "0"} if lossless else {"crf": str(crf)}
+        self._stream.options = {"preset": preset, **({"qp": "0"} if lossless else {"crf": str(crf)})}
         context = self._stream.codec_context
         context.time_base = self._stream.time_base = Fraction(1, _TICKS_PER_SECOND)
         context.thread_count = threads
