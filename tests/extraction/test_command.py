@@ -1,5 +1,6 @@
 """`vidgen flow` as people use it: on folders with bad files in them, interrupted, killed, and run again."""
 
+import errno
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import torch
 
 from vidgen.cli import main
 from vidgen.data import iter_frames
-from vidgen.extraction import extract_flow, pipeline, sources
+from vidgen.extraction import extract_flow, outputs, pipeline, sources
 from vidgen.extraction.outputs import open_output
 from vidgen.extraction.pipeline import extract_one
 from vidgen.extraction.sources import find_sources
@@ -37,12 +38,20 @@ def test_a_folder_with_bad_files_in_it(tmp_path, capsys):
     content = make(videos / "cut.mp4", frames=30).read_bytes()
     (videos / "cut.mp4").write_bytes(content[: len(content) // 2])
     make(videos / "still.mp4", frames=1)
+    (videos / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
     (videos / "readme.txt").write_text("not to be looked at")
     make(videos / ".hidden.mp4")
     assert call(videos, tmp_path / "out") == 1
     printed = capsys.readouterr()
-    assert "2 of 6 videos, 10 flows" in printed.out
-    for words in ("4 failed", "empty.mp4 is empty", "text.avi is damaged", "cut.mp4 is damaged", "still.mp4: it has 1"):
+    assert "2 of 7 videos, 10 flows" in printed.out
+    for words in (
+        "5 failed",
+        "No such file or directory",
+        "empty.mp4 is empty",
+        "text.avi is damaged",
+        "cut.mp4 is damaged",
+        "still.mp4: it has 1",
+    ):
         assert words in printed.err
     assert "Traceback" not in printed.err
     folders = {path.parent.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.flo")}
@@ -50,7 +59,7 @@ def test_a_folder_with_bad_files_in_it(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deep", "one"], "failures leave nothing"
     # once the bad ones are gone, there is nothing left to do
     for path in videos.rglob("*"):
-        if path.is_file() and path not in good:
+        if not path.is_dir() and path not in good:
             path.unlink()
     before = tree(tmp_path / "out")
     assert call(videos, tmp_path / "out") == 0
@@ -68,6 +77,31 @@ def test_damage_in_the_middle_ends_that_video_only(tmp_path, capsys):
         assert call(tmp_path / "in", tmp_path / kind, "--format", kind) == 1
         assert "bad.mkv" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / kind).iterdir()] == whole
+
+
+def test_a_matroska_file_that_is_cut_off_is_noted(tmp_path, capsys):
+    """FFmpeg takes its end for the video's; only the length in the header is longer."""
+    content = make(tmp_path / "in" / "cut.mkv", frames=60).read_bytes()
+    (tmp_path / "in" / "cut.mkv").write_bytes(content[: len(content) // 2])
+    assert call(tmp_path / "in", tmp_path / "out") == 0
+    assert "its header promises about 59: it may be cut off" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_run(tmp_path, monkeypatch, capsys):
+    """No other video could be written, and a thousand reports of it would help nobody."""
+    for number in range(5):
+        make(tmp_path / "in" / f"{number}.mp4", frames=3)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(outputs.flow_io, "write_flo", full)
+    assert call(tmp_path / "in", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "No space left on device; once that is mended, the same command goes on" in error
+    assert error.count("No space") == 1
+    monkeypatch.undo()
+    assert call(tmp_path / "in", tmp_path / "out") == 0
 
 
 @pytest.mark.parametrize("format", ["flo", "images", "safetensors", "mp4"])

@@ -39,9 +39,9 @@ def flow(
     OUT/walk/one/flow_000000.flo …, a folder for each video, or, with --format safetensors or mp4, one file,
     OUT/walk/one.safetensors. A number is that of the frame from which the flow starts.
 
-    Run again, it goes on where an earlier run of the same settings ended, however that ended, to the same bytes. A
-    video that cannot be read is reported and the rest goes on. Exit status: 0, 1 if anything failed, 2 for a wrong
-    call, 130 after Ctrl-C.
+    Run again, it goes on where an earlier run of the same settings ended, however that ended, to the same bytes; one
+    run at a time. A video that cannot be read is reported and the rest goes on. Exit status: 0, 1 if
+    anything failed, 2 for a wrong call, 130 after Ctrl-C.
 
     Example: vidgen flow videos flows --preset fast
     Example: vidgen flow clip.mp4 clip-flow.mp4

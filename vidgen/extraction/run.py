@@ -16,6 +16,7 @@ import torch
 from vidgen.extraction.outputs import SINGLE_FILES, Output, Settings, open_output, output_at
 from vidgen.extraction.pipeline import StoppedError, extract_one
 from vidgen.extraction.sources import Source, find_sources
+from vidgen.extras import require
 from vidgen.progress import progress_bar
 from vidgen.signals import stop_on_signals
 
@@ -79,8 +80,8 @@ class _Share:
             summary.notes.append((str(source.path), note))
 
 
-def plan(given: Path, out: Path, settings: Settings, *, overwrite: bool = False) -> tuple[list[_Job], int]:
-    """What is to be computed, and how many videos are whole already. Nothing is written.
+def plan(given: Path, out: Path, settings: Settings, *, overwrite: bool = False) -> tuple[list[_Job], Summary]:
+    """What is to be computed, and a summary of what is whole already or is not to be read. Nothing is written.
 
     Raises:
         FileNotFoundError, ValueError: see `extract_flow`.
@@ -93,17 +94,23 @@ def plan(given: Path, out: Path, settings: Settings, *, overwrite: bool = False)
         raise ValueError(f"OUT must be a {'file' if is_file else 'folder'} for format {settings.format!r}, got {out}")
     if out.exists() and given.exists() and out.samefile(given):
         raise ValueError(f"OUT must not be IN, got {out} for both")
-    jobs, skipped = [], 0
-    for source in find_sources(given, fps=settings.fps, apart_from=out):
-        record = {"source": source.identity(), "settings": settings.record(is_video=not source.is_folder)}
+    found = find_sources(given, fps=settings.fps, apart_from=out)
+    jobs, summary = [], Summary(len(found))
+    for source in found:
+        try:
+            record = {"source": source.identity(), "settings": settings.record(is_video=not source.is_folder)}
+        except OSError as error:
+            # such as a link to nowhere
+            summary.failed.append((str(source.path), str(error)))
+            continue
         output = output_at(out, settings, record) if is_file else open_output(out, source.name, settings, record)
         if output.path.exists() and output.path.resolve() == source.path.resolve():
             raise ValueError(f"OUT must be another folder: {source.path} would be replaced by its own flow")
         if not overwrite and output.is_complete():
-            skipped += 1
+            summary.skipped += 1
         else:
             jobs.append(_Job(source, output))
-    return jobs, skipped
+    return jobs, summary
 
 
 def extract_flow(
@@ -133,13 +140,14 @@ def extract_flow(
         FileNotFoundError: there is no `given`.
         ValueError: nothing to compute in it; or what is in `out` was made with other settings or of other videos.
         OSError: the disk is full or cannot be written.
+        ModuleNotFoundError: PyAV is not installed (``pip install 'vidgen[video]'``).
     """
     for name, number in (("batch", batch), ("workers", workers)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     settings.check()
-    jobs, skipped = plan(Path(given), Path(out), settings, overwrite=overwrite)
-    summary = Summary(videos=len(jobs) + skipped, skipped=skipped)
+    require("av", extra="video")
+    jobs, summary = plan(Path(given), Path(out), settings, overwrite=overwrite)
     workers = min(workers, max(len(jobs), 1))
     before = torch.get_num_threads()
     # threads that begin from here on have so many
