@@ -14,7 +14,7 @@ import torch
 
 from vidgen.cli import main
 from vidgen.data import iter_frames
-from vidgen.extraction import extract_flow, outputs, pipeline, sources
+from vidgen.extraction import extract_flow, outputs, pipeline, run, sources
 from vidgen.extraction.outputs import open_output
 from vidgen.extraction.pipeline import extract_one
 from vidgen.extraction.sources import find_sources
@@ -296,6 +296,22 @@ def test_decoding_waits_for_writing(tmp_path, monkeypatch):
     assert len(written) == 79
     # batches of two: two of them wait to be written and two to be computed, and each stage holds one
     assert max(lead) <= 2 * (2 + 2 + 3)
+
+
+def test_progress_tells_share_speed_and_failures(monkeypatch, capsys):
+    """On a terminal a bar; where there is none, a line now and then, with what is left."""
+    for show, words in ((True, ["25%", "1 of 4 videos, ", " flows/s, 1 failed"]), (None, ["25.0%: 1 of 4", "left"])):
+        monkeypatch.setattr(run, "_LINE_EVERY", 0.0)
+        report = run._Report(4, show)
+        report.failed = 1
+        report.update(0.5, 0, 20)
+        # a header that promised too few frames does not turn the bar back
+        report.update(0.25, 0, 20)
+        report.update(1.0, 1, 30)
+        report.close()
+        shown = capsys.readouterr().err
+        for word in words:
+            assert word in shown
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def flow(
         bound: pixels. images: a longer displacement is clipped; mp4: this one has the full colour.
         dtype: of safetensors.
         fps: frames per second of folders of pictures.
-        batch: pairs of frames computed at once.
+        batch: pairs of frames computed at once; memory grows with it.
         workers: videos at once; torch's threads are divided among them. For many short videos as many as there are
             processor cores.
         overwrite: compute anew what is there.
