@@ -77,6 +77,13 @@ def test_damage_in_the_middle_ends_that_video_only(tmp_path, capsys):
         assert call(tmp_path / "in", tmp_path / kind, "--format", kind) == 1
         assert "bad.mkv" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / kind).iterdir()] == whole
+    # of separate files those before the damage stay, and it is the same ones in any batch
+    results = []
+    for batch in (1, 5, 64):
+        assert call(tmp_path / "in", tmp_path / f"{batch}", "--batch", batch) == 1
+        results.append(tree(tmp_path / f"{batch}"))
+    assert results[0] == results[1] == results[2]
+    assert 0 < len([name for name in results[0] if name.startswith("bad/flow_")]) < 39
 
 
 def test_a_matroska_file_that_is_cut_off_is_noted(tmp_path, capsys):

@@ -75,6 +75,10 @@ def extract_one(
             for step in steps:
                 if stop.is_set():
                     raise StoppedError
+                if isinstance(step, Exception):
+                    # what came before the damage is as good as ever, and the same whatever the batch
+                    _compute(pending, settings, writing)
+                    raise step
                 seconds.append(step.seconds)
                 if last in output.done:
                     advance()
@@ -137,12 +141,14 @@ class _Writing:
 
 
 @contextmanager
-def _decoded_ahead(source: Source, done: frozenset[int], settings: Settings, room: int) -> Iterator[Iterator[_Step]]:
-    """The frames in use, decoded in a thread that is at most `room` of them ahead."""
-    items: queue.Queue[_Step | BaseException | None] = queue.Queue(room)
+def _decoded_ahead(
+    source: Source, done: frozenset[int], settings: Settings, room: int
+) -> Iterator[Iterator[_Step | Exception]]:
+    """The frames in use, decoded in a thread that is at most `room` of them ahead; last the damage, if there is any."""
+    items: queue.Queue[_Step | Exception | None] = queue.Queue(room)
     over = threading.Event()
 
-    def put(item: _Step | BaseException | None) -> None:
+    def put(item: _Step | Exception | None) -> None:
         while not over.is_set():
             try:
                 return items.put(item, timeout=0.1)
@@ -159,10 +165,8 @@ def _decoded_ahead(source: Source, done: frozenset[int], settings: Settings, roo
         except Exception as error:
             put(error)
 
-    def steps() -> Iterator[_Step]:
+    def steps() -> Iterator[_Step | Exception]:
         while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
             yield item
 
     thread = threading.Thread(target=decode, name="vidgen-flow-decode", daemon=True)
