@@ -24,6 +24,7 @@ RANK = {
     "data": 4,
     "train": 5,
     "benchmarks": 5,
+    "extraction": 5,
     "report": 6,
     "cli": 7,
 }
@@ -105,6 +106,8 @@ def test_arrows_run_one_way() -> None:
         ("vidgen.extras", "vidgen.ops", False),
         ("vidgen.report.command", "vidgen.train", True),
         ("vidgen.train.loop", "vidgen.report", False),
+        ("vidgen.extraction.pipeline", "vidgen.ops", True),
+        ("vidgen.data.video_files", "vidgen.extraction", False),
     ],
 )
 def test_this_test_knows_the_arrows(module: str, imported: str, allowed: bool) -> None:

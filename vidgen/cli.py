@@ -13,6 +13,7 @@ COMMANDS = {
     "report": ("vidgen.report.command", "report", "train, sample and measure; write it all to one HTML page"),
     "train": ("vidgen.train.command", "train", "train a model"),
     "sample": ("vidgen.sampling.command", "sample", "draw images from a checkpoint"),
+    "flow": ("vidgen.extraction.command", "flow", "dense optical flow of whole videos"),
     "layers": ("vidgen.models.command", "layers", "a model's layers: sizes, receptive fields, parameters, arithmetic"),
 }
 

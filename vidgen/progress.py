@@ -28,7 +28,15 @@ class _Silent:
         pass
 
 
-def progress_bar(total: int, description: str, *, show: bool | None = None, initial: int = 0, unit: str = "it") -> Bar:
+def progress_bar(
+    total: float,
+    description: str,
+    *,
+    show: bool | None = None,
+    initial: int = 0,
+    unit: str = "it",
+    bar_format: str | None = None,
+) -> Bar:
     """A progress bar on standard error.
 
     Args:
@@ -38,10 +46,12 @@ def progress_bar(total: int, description: str, *, show: bool | None = None, init
             tqdm is installed.
         initial: steps already done.
         unit: what is counted.
+        bar_format: tqdm's; its own if not given.
     """
     if show is None:
         show = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
     if not show:
         return _Silent()
     tqdm = require("tqdm", extra="train").tqdm
-    return tqdm(total=total, desc=description, initial=initial, unit=unit, dynamic_ncols=True, leave=False)
+    options: dict[str, Any] = {"initial": initial, "unit": unit, "bar_format": bar_format}
+    return tqdm(total=total, desc=description, dynamic_ncols=True, leave=False, **options)

@@ -7,7 +7,15 @@ import numpy
 import pytest
 import torch
 
-from vidgen.data import clip_indices_by_time, read_clip, read_timestamps, write_clip
+from vidgen.data import (
+    VideoWriter,
+    clip_indices_by_time,
+    expected_frames,
+    iter_frames,
+    read_clip,
+    read_timestamps,
+    write_clip,
+)
 
 
 def noise(frames=12, height=24, width=32, seed=0):
@@ -192,3 +200,66 @@ def test_a_missing_pyav_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ModuleNotFoundError, match=r"av is not installed, and this needs it: pip install 'vidgen\[vi"):
         read_clip(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_one_by_one_are_those_of_a_clip(tmp_path, suffix):
+    path = tmp_path / f"clip{suffix}"
+    write_clip(path, noise(12, 23, 31), timestamps=[0.1 * k * k + 0.3 for k in range(12)], lossless=True)
+    clip = read_clip(path)
+    frames = list(iter_frames(path))
+    assert numpy.array_equal(numpy.stack([frame.picture() for frame in frames]), clip.frames.numpy())
+    assert [frame.seconds for frame in frames] == pytest.approx(clip.timestamps.tolist(), abs=1e-9)
+    assert {frame.size for frame in frames} == {(23, 31)}
+    # Matroska has a length alone, from which the number is guessed by the average rate
+    assert expected_frames(path) == 12 or suffix == ".mkv"
+
+
+def test_a_writer_keeps_times_rising_and_a_failed_block_leaves_no_whole_file(tmp_path):
+    frames = smooth(6).numpy()
+    with VideoWriter(tmp_path / "clip.mp4", (48, 64), lossless=True, metadata={"comment": "näher"}) as writer:
+        for picture, seconds in zip(frames, [0.0, 0.5, 0.5, 0.4, 1.0, 2.0], strict=True):
+            writer.write(picture, seconds)
+    clip = read_clip(tmp_path / "clip.mp4")
+    assert numpy.array_equal(clip.frames.numpy(), frames)
+    assert clip.timestamps.tolist() == pytest.approx([0, 0.5, 0.5 + 1 / 90000, 0.5 + 2 / 90000, 1, 2], abs=1e-9)
+
+    def broken():
+        with VideoWriter(tmp_path / "half.mp4", (48, 64)) as writer:
+            writer.write(frames[0], 0.0)
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        broken()
+
+
+def test_a_cut_file_is_told_when_its_end_is_reached(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_clip(path, noise(12), 25, lossless=True)
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"mdat") + 4
+    middle = begin + (struct.unpack(">I", content[begin - 8 : begin - 4])[0] - 8) // 2
+    content[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(content)
+    frames = iter_frames(path)
+    assert next(frames).seconds == 0
+    with pytest.raises(ValueError, match=r"clip\.mp4 is damaged|of .*clip\.mp4 is damaged"):
+        list(frames)
+
+
+def test_a_file_with_its_index_in_front_is_told_to_be_cut_off(tmp_path):
+    """As downloads are that broke off: the header is whole, and nothing but the missing data tells."""
+    import av
+
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in smooth(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    assert len(list(iter_frames(path))) == expected_frames(path) == 30
+    path.write_bytes(content[: 2 * len(content) // 3])
+    with pytest.raises(ValueError, match=r"clip\.mp4 is damaged, or cut off, after \d"):
+        list(iter_frames(path))

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from vidgen.signals import stop_on_signals
 from vidgen.train import read_metrics
-from vidgen.train.signals import stop_on_signals
 from vidgen.train.state import latest_state
 
 TRAIN = (

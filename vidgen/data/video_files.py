@@ -1,4 +1,4 @@
-"""Video files: reading the frames of a clip, and writing one, by PyAV, which brings its FFmpeg along.
+"""Video files: reading and writing frames, as clips or one by one, by PyAV, which brings its FFmpeg along.
 
 Frames are uint8 (T, H, W, 3), red first, the right way up: a rotation that the file asks players for, as phones do, is
 carried out. Which frames make a clip is ``vidgen.data.clips``' matter:
@@ -6,17 +6,21 @@ carried out. Which frames make a clip is ``vidgen.data.clips``' matter:
     timestamps = read_timestamps(path)                                        # no frame is decoded
     indices = clip_indices_by_time(timestamps, length=16, fps=5, clips=10)    # [10, 16]
     clip = read_clip(path, indices.flatten())                                 # [160, H, W, 3]
+
+``iter_frames`` and ``VideoWriter`` hold a frame or two at a time, however long the video is.
 """
 
 import contextlib
 import io
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import IO, Any, NamedTuple, Self
 
 import numpy
 import torch
@@ -40,6 +44,21 @@ class Clip(NamedTuple):
 
     frames: Tensor
     timestamps: Tensor
+
+
+class Frame(NamedTuple):
+    """One frame of a video that is read from the beginning to the end.
+
+    Attributes:
+        seconds: when it appears, as the file has it.
+        size: height and width, the right way up.
+        picture: gives uint8 (H, W, 3), red first; with an argument, (height, width), resized by the triangle filter,
+            antialiased. A frame whose picture is not asked for is not converted.
+    """
+
+    seconds: float
+    size: tuple[int, int]
+    picture: Callable[..., numpy.ndarray]
 
 
 def read_timestamps(path: str | Path) -> Tensor:
@@ -92,6 +111,111 @@ def read_clip(path: str | Path, indices: Tensor | Sequence[int] | None = None) -
         return Clip(torch.from_numpy(frames), _seconds([ticks[i] for i in chosen], stream))
 
 
+def iter_frames(path: str | Path, *, threads: int = 0) -> Iterator[Frame]:
+    """The frames of a video's first video stream, one by one, in the order in which they appear.
+
+    Memory is that of the decoder. A frame that the file gives no time follows the one before it at the average rate.
+    Pictures (png, jpeg, …) are videos of one frame.
+
+    Args:
+        path: the file.
+        threads: of the decoder, 0 for as many as there are processor cores; each may hold a frame.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: as ``read_clip``, damage when it is reached.
+    """
+    with _opened(path) as (container, stream):
+        stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
+        step, seconds = 1 / float(stream.average_rate or 25), None
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise ValueError(f"path: {path} is damaged, or cut off, after {seconds or 0:g} s")
+            for frame in packet.decode():
+                following = 0.0 if seconds is None else seconds + step
+                seconds = following if frame.time is None else float(frame.time)
+                if frame.is_corrupt:
+                    raise ValueError(f"path: the frame at {seconds:g} s of {path} is damaged")
+                turned = round(frame.rotation / 90) % 2 == 1
+                size = (frame.width, frame.height) if turned else (frame.height, frame.width)
+                yield Frame(seconds, size, partial(_upright, frame))
+        if seconds is None:
+            raise ValueError(f"path: {path} has no frame")
+
+
+def expected_frames(path: str | Path) -> int | None:
+    """How many frames a video says that it has, else about how many its length makes; None if it tells neither.
+
+    Raises:
+        FileNotFoundError, ValueError, ModuleNotFoundError: as ``read_clip``. Only the file's header is read.
+    """
+    with _opened(path) as (container, stream):
+        if stream.frames:
+            return int(stream.frames)
+        if container.duration and stream.average_rate:
+            return max(round(container.duration / 1e6 * float(stream.average_rate)), 1)
+        return None
+
+
+class VideoWriter:
+    """Writes frames as H.264, one by one; at the end of its ``with`` statement, or after ``close``, the file is whole.
+
+    The bytes depend on the frames, their times and the version of x264, not on the number of processor cores.
+
+    Args:
+        file: path, or file open for writing and seeking. It is not whole, and so no video, until the end.
+        size: (height, width) of the frames.
+        container: "mp4", "mov" or "matroska".
+        fps: about how many frames come per second; x264 spends its bits by it.
+        lossless, crf: as in ``write_clip``.
+        preset: x264's, from "ultrafast" to "placebo": the slower, the smaller the file.
+        threads: of x264; the bytes depend on their number.
+        metadata: name to text, such as title or comment.
+    """
+
+    def __init__(
+        self, file: str | Path | IO[bytes], size: tuple[int, int], *, container: str = "mp4", fps: float = 25.0,
+        lossless: bool = False, crf: int = 18, preset: str = "medium", threads: int = 1,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self._av = require("av", extra="video")
+        target = str(Path(file).absolute()) if isinstance(file, (str, Path)) else file
+        self._container = self._av.open(target, "w", format=container)
+        self._container.metadata.update(metadata or {})
+        rate = Fraction(fps).limit_denominator(1001)
+        self._stream = self._container.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
+        self._stream.height, self._stream.width = size
+        halves = size[0] % 2 == 0 and size[1] % 2 == 0
+        self._stream.pix_fmt = "rgb24" if lossless else "yuv420p" if halves else "yuv444p"
+        self._stream.options = {"preset": preset, **({"qp": "0"} if lossless else {"crf": str(crf)})}
+        context = self._stream.codec_context
+        context.time_base = self._stream.time_base = Fraction(1, _TICKS_PER_SECOND)
+        context.thread_count = threads
+        self._tick = -1
+
+    def write(self, picture: numpy.ndarray, seconds: float) -> None:
+        """Adds a frame, uint8 (H, W, 3); its time is moved to 1/90,000 s after that of the one before, if not later."""
+        self._tick = max(round(seconds * _TICKS_PER_SECOND), self._tick + 1)
+        frame = self._av.VideoFrame.from_ndarray(numpy.ascontiguousarray(picture), format="rgb24")
+        frame.pts, frame.time_base = self._tick, Fraction(1, _TICKS_PER_SECOND)
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self, *, whole: bool = True) -> None:
+        """Ends the file; where it is not to be whole, frames that x264 still holds are dropped."""
+        try:
+            if whole:
+                self._container.mux(self._stream.encode())
+        finally:
+            self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(whole=kind is None)
+
+
 def write_clip(
     path: str | Path,
     frames: Tensor | numpy.ndarray,
@@ -116,23 +240,15 @@ def write_clip(
         ValueError, TypeError: an argument is not as above. FileNotFoundError: the folder does not exist.
         ModuleNotFoundError: PyAV is not installed (``pip install 'vidgen[video]'``).
     """
-    av, path = require("av", extra="video"), Path(path)
+    path = Path(path)
     pictures = numpy.asarray(frames.cpu() if isinstance(frames, Tensor) else frames)
     ticks = _check_writing(path, pictures, fps, timestamps, crf)
-    rate = Fraction(fps).limit_denominator(1001) if fps is not None else Fraction(len(ticks), 1)
+    rate = fps if fps is not None else len(ticks)
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=_CONTAINERS[path.suffix]) as container:
-        stream = container.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
-        stream.height, stream.width = pictures.shape[1:3]
-        halves = stream.height % 2 == 0 and stream.width % 2 == 0
-        stream.pix_fmt = "rgb24" if lossless else "yuv420p" if halves else "yuv444p"
-        stream.options = {"qp": "0"} if lossless else {"crf": str(crf)}
-        stream.codec_context.time_base = stream.time_base = Fraction(1, _TICKS_PER_SECOND)
+    options: dict[str, Any] = {"container": _CONTAINERS[path.suffix], "lossless": lossless, "crf": crf, "threads": 0}
+    with VideoWriter(buffer, pictures.shape[1:3], fps=rate, **options) as writer:
         for picture, tick in zip(pictures, ticks, strict=True):
-            frame = av.VideoFrame.from_ndarray(numpy.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = tick, Fraction(1, _TICKS_PER_SECOND)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            writer.write(picture, tick / _TICKS_PER_SECOND)
     write_atomically(path, buffer.getvalue())
 
 
@@ -177,7 +293,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
     if Path(path).stat().st_size == 0:
         raise ValueError(f"path: {path} is empty")
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(str(Path(path).absolute()), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ValueError(f"path: {path} has no video stream")
             yield container, container.streams.video[0]
@@ -220,9 +336,14 @@ def _decoded(container: Any, stream: Any, key: int, needed: list[int], path: str
     return found
 
 
-def _upright(frame: Any) -> numpy.ndarray:
+def _upright(frame: Any, size: tuple[int, int] | None = None) -> numpy.ndarray:
     # the angle counts anticlockwise, and so does rot90
-    return numpy.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+    quarters = round(frame.rotation / 90) % 4
+    resizing: dict[str, Any] = {}
+    if size is not None:
+        height, width = size if quarters % 2 == 0 else (size[1], size[0])
+        resizing = {"height": height, "width": width, "interpolation": "BILINEAR"}
+    return numpy.rot90(frame.to_ndarray(format="rgb24", **resizing), k=quarters)
 
 
 def _seconds(ticks: Sequence[int], stream: Any) -> Tensor:

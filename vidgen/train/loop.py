@@ -30,10 +30,10 @@ from torch import Tensor
 
 from vidgen.extras import require
 from vidgen.progress import Bar, progress_bar
+from vidgen.signals import stop_on_signals
 from vidgen.train.average import WeightAverage
 from vidgen.train.metrics import MetricsLog
 from vidgen.train.order import batches
-from vidgen.train.signals import stop_on_signals
 from vidgen.train.state import latest_state, load_state, read_run, save_state
 from vidgen.train.task import Phase, Task
 

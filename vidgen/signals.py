@@ -9,7 +9,12 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: Callable[[], None], *, speak: bool = True) -> Iterator[None]:
+def stop_on_signals(
+    stop: Callable[[], None],
+    *,
+    speak: bool = True,
+    words: str = "Stopping after this step; Ctrl-C again quits without saving.",
+) -> Iterator[None]:
     """Calls ``stop`` on the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt where the program stands.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
@@ -17,6 +22,7 @@ def stop_on_signals(stop: Callable[[], None], *, speak: bool = True) -> Iterator
     Args:
         stop: must only set a flag: it is called between two bytecodes of whatever is running.
         speak: say on standard error that the signal was heard.
+        words: what is said.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -31,7 +37,7 @@ def stop_on_signals(stop: Callable[[], None], *, speak: bool = True) -> Iterator
         stop()
         if speak:
             # not print(): the signal may have come in the middle of a write to the same stream
-            os.write(2, b"\nStopping after this step; Ctrl-C again quits without saving.\n")
+            os.write(2, f"\n{words}\n".encode())
 
     previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
