@@ -105,10 +105,11 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
   m.def("optical_flow_tvl1_cpu_supports(ScalarType dtype) -> str");
 
   // What the executor "cpu" of vidgen.sampling runs: the numbers of a sampling program in this machine's layout, and
-  // rows or times `first` ... `last` - 1 of a program. mixtures = 0: the head is a softmax over the levels.
+  // rows or times `first` ... `last` - 1 of a program; rows above `top` are finished, and a wavefront leaves them
+  // alone. mixtures = 0: the head is a softmax over the levels.
   m.def("sample_causal_pack(Tensor program, Tensor numbers, bool narrow_weights) -> Tensor");
   m.def(
       "sample_causal(Tensor program, Tensor packed, bool narrow_weights, Tensor(a!) state, Tensor(b!) canvas, "
-      "Tensor known, Tensor noise, Tensor(c!)? parameters, int first, int last, bool whole_rows, int levels, "
+      "Tensor known, Tensor noise, Tensor(c!)? parameters, int first, int last, bool whole_rows, int top, int levels, "
       "int mixtures, float temperature, bool quantize) -> ()");
 }

@@ -1,4 +1,5 @@
 // Drawing from a causal network on the CPU: checks, packing, the team of threads, registration.
+#include <algorithm>
 #include <chrono>
 
 #include "bind/cpu_backend.h"
@@ -61,11 +62,29 @@ Tensor sample_causal_pack(Tensor program, Tensor numbers, bool narrow_weights) {
 // Who has not come by then draws no more in this call: long against the time in which a thread awakes.
 constexpr auto kRollCall = std::chrono::milliseconds(2);
 
-// Runs work(team, member) on those of torch's threads that come in time.
+// Multiply-adds (two microseconds) for which meeting before and after them pays.
+constexpr int64_t kWorkOfMember = 64 * 1024;
+
+// Members that have enough to do between two meetings: the mean work of a linear instruction, for all images, at the
+// places of a moment.
+int64_t members_for(DecodedProgram& decoded, int64_t images) {
+  const SamplingProgram& p = decoded.program();
+  int64_t work = 0, count = 0;
+  for (const SamplingInstruction& i : decoded.instructions()) {
+    if (!i.linear || i.by_row) continue;
+    work += int64_t(i.depth) * i.channels;
+    ++count;
+  }
+  // how many pixels a time of the wavefront has
+  const int64_t places = p.wave == 0 ? 1 : std::max<int64_t>(1, p.height * p.width / (p.width + p.wave * p.height));
+  const int64_t members = count == 0 ? 1 : work / count * images * places / kWorkOfMember;
+  return std::clamp<int64_t>(members, 1, torch::stable::get_num_threads());
+}
+
+// Runs work(team, member) on `wanted` of torch's threads, or those of them that come in time.
 template <class Work>
-void with_team(size_t scratch_bytes, const Work& work) {
+void with_team(int64_t wanted, size_t scratch_bytes, const Work& work) {
   Team team;
-  const int64_t wanted = torch::stable::get_num_threads();
   std::atomic<int64_t> called{0};
   torch::stable::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
     void* memory = scratch(scratch_bytes);
@@ -95,7 +114,7 @@ void check_like(const char* name, const Tensor& t, ScalarType dtype, std::initia
 
 void sample_causal(Tensor program, Tensor packed, bool narrow_weights, Tensor state, Tensor canvas, Tensor known,
                    Tensor noise, std::optional<Tensor> parameters, int64_t first, int64_t last, bool whole_rows,
-                   int64_t levels, int64_t mixtures, double temperature, bool quantize) {
+                   int64_t top, int64_t levels, int64_t mixtures, double temperature, bool quantize) {
   DecodedProgram decoded(program);
   const SamplingNumbers types = numbers_of(canvas.scalar_type(), narrow_weights);
   const int64_t bytes = place_weights(decoded, types) + kAlignment;
@@ -128,6 +147,7 @@ void sample_causal(Tensor program, Tensor packed, bool narrow_weights, Tensor st
   const int64_t duration = by_row ? p.height : p.width + lag + p.wave * (p.height - 1);
   check(first >= 0 && first <= last && last <= duration, "first and last must be within 0 ... ", duration, ", got ",
         first, " and ", last);
+  check(top >= 0 && top <= p.height, "top must be within 0 ... ", p.height, ", got ", top);
   if (n == 0) return;
   const SamplingCall call{p,
                           {mixtures > 0, mixtures, levels, temperature, quantize},
@@ -141,8 +161,9 @@ void sample_causal(Tensor program, Tensor packed, bool narrow_weights, Tensor st
                           n,
                           first,
                           last,
+                          top,
                           whole_rows};
-  with_team(sampling_kernels().scratch_bytes(call),
+  with_team(members_for(decoded, n), sampling_kernels().scratch_bytes(call),
             [&](Team& team, int member) { sampling_kernels().run(call, team, member, scratch(0)); });
 }
 

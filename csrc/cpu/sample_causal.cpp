@@ -374,13 +374,14 @@ class Member {
     // rows whose pixel of this time exists
     int64_t top = (time - p_.width) / p_.wave + 1, bottom = time / p_.wave + 1;
     if (time < p_.width) top = 0;
+    if (top < call_.top) top = call_.top;
     if (bottom > p_.height) bottom = p_.height;
     for (int64_t step = 0; step < p_.steps; ++step) {
       for (int64_t k = 0; k < p_.instruction_count; ++k) {
         const SamplingInstruction& i = p_.instructions[k];
         if (i.by_row || i.step != step) continue;
         int64_t count = 0;
-        for (int64_t row = 0; row < p_.height; ++row) {
+        for (int64_t row = call_.top; row < p_.height; ++row) {
           const int32_t column = column_of(i, time - p_.wave * row);
           const int32_t line = column < 0 ? -1 : line_of(i, row);
           if (line < 0) continue;

@@ -95,7 +95,7 @@ struct SamplingCall {
   const bool* known;    // as the canvas
   const double* noise;  // as the canvas, two numbers each
   void* parameters;     // [images][parameters][steps][height][width], or null
-  int64_t images, first, last;
+  int64_t images, first, last, top;
   bool whole_rows;
 };
 

@@ -38,7 +38,8 @@ def test_same_bits_on_any_number_of_threads_and_on_every_run(name, threads):
     seen = []
     for count in (1, 2, 3, 2, 7, 2):
         threads(count)
-        seen.append(draw(model, "cpu", 3))
+        # as many as give several members enough to do
+        seen.append(draw(model, "cpu", 48))
     for images, met in seen[1:]:
         assert torch.equal(images, seen[0][0])
         assert torch.equal(met, seen[0][1])
@@ -177,6 +178,7 @@ class TestWords:
             "first": first,
             "last": last,
             "whole_rows": False,
+            "top": 0,
             "levels": 4,
             "mixtures": 0,
             "temperature": 1.0,
@@ -187,6 +189,7 @@ class TestWords:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
+            ({"top": 5}, "top must be within"),
             ({"last": 99}, "first and last must be within"),
             ({"first": 3, "last": 2}, "first and last must be within"),
             ({"levels": 5}, "a softmax over 5"),

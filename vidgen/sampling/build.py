@@ -126,14 +126,18 @@ class _Layout:
         return kept
 
     def _rows_in_wave(self, index: int) -> int:
-        """Lines of which the first may not be overwritten before its last reader has seen all of it."""
+        """Lines of which no position is overwritten before its last reader has seen it."""
         node = self._nodes[index]
-        line = self._wave * node.stride[0]
+        line = self._wave * node.stride[0]  # times from a position to the one below
         writes = min((task.lag[1] for task in self._writers.get(index, [])), default=0)
-        kept = 1
+        kept = 1 + (-writes // line if index in self._outputs else 0)  # an output is read in the time of its pixel
         for task, read in self._readers.get(index, []):
-            rows, _ = self._schedule.shift(task.node, read)
-            # from the first write of a line to its last read
-            span = self._shape[2] - 1 - self._wave * rows + task.lag[1] - writes
-            kept = max(kept, span // line + 1)
+            rows, columns = self._schedule.shift(task.node, read)
+            span = task.lag[1] - writes - self._wave * rows  # from a write to its read, in one column
+            if (read.row.step, read.row.divisor, read.column.step, read.column.divisor) == (1, 1, 1, 1):
+                # where rows are known, whole lines are made one after the other
+                kept = max(kept, (span - columns) // line + 1, 1 - read.row.offset)
+            else:
+                # from the first write of a line to its last read
+                kept = max(kept, (span + self._shape[2] - 1) // line + 1)
         return kept

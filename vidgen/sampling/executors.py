@@ -87,18 +87,19 @@ Run = Callable[[int, int, bool], None]
 """Runs moments from the first to before the last; True: they are rows that are known."""
 
 
-def _by_rows(request: Request, plan: Plan, start: Callable[[Program, Tensor, Tensor], Run]) -> Tensor:
+def _by_rows(request: Request, plan: Plan, start: Callable[[Program, Tensor, Tensor, int], Run]) -> Tensor:
     """Runs a plan's better program row by row.
 
     Args:
-        start: takes the program, its state and the canvas.
+        start: takes the program, its state, the canvas, and how many rows from the top are known.
     """
     program = plan.best_program
     height, width = program.shape[1:]
     canvas = request.canvas()
-    run = start(program, plan.new_state(program, request.conditions, len(canvas), canvas.device), canvas)
+    state = plan.new_state(program, request.conditions, len(canvas), canvas.device)
     # rows that are known from the top need no draws; a wavefront begins below them
-    known = request.known_rows() if program.wave else height
+    known = (request.known_rows() if program.runs_whole_rows else 0) if program.wave else height
+    run = start(program, state, canvas, known if program.wave else 0)
     for row in range(known):
         run(row, row + 1, bool(program.wave))
         request.on_row(row, canvas)
@@ -119,7 +120,7 @@ def _run_eager(prepared: tuple[Any, Plan], request: Request) -> Tensor:
         drawn: Tensor = model.head.sample(parameters, noise, temperature=request.temperature, quantize=request.quantize)
         return drawn
 
-    def start(program: Program, state: Tensor, canvas: Tensor) -> Run:
+    def start(program: Program, state: Tensor, canvas: Tensor, top: int) -> Run:
         def run(first: int, last: int, whole_rows: bool) -> None:
             run_program(
                 program,
@@ -131,6 +132,7 @@ def _run_eager(prepared: tuple[Any, Plan], request: Request) -> Tensor:
                 first=first,
                 last=last,
                 whole_rows=whole_rows,
+                top=top,
                 parameters=request.parameters,
             )
 
@@ -168,7 +170,7 @@ def _prepare_naive(model: Any, plan: Plan | None, weight_dtype: torch.dtype | No
 def _run_cpu(prepared: tuple[Any, Plan, NativeProgram], request: Request) -> Tensor:
     model, plan, native = prepared
 
-    def start(program: Program, state: Tensor, canvas: Tensor) -> Run:
+    def start(program: Program, state: Tensor, canvas: Tensor, top: int) -> Run:
         known, noise = request.known.contiguous(), request.noise.contiguous()
 
         def run(first: int, last: int, whole_rows: bool) -> None:
@@ -181,6 +183,7 @@ def _run_cpu(prepared: tuple[Any, Plan, NativeProgram], request: Request) -> Ten
                 first=first,
                 last=last,
                 whole_rows=whole_rows,
+                top=top,
                 temperature=request.temperature,
                 quantize=request.quantize,
                 parameters=request.parameters,

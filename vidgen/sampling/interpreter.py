@@ -208,6 +208,7 @@ def run_program(
     first: int,
     last: int,
     whole_rows: bool = False,
+    top: int = 0,
     parameters: Tensor | None = None,
 ) -> None:
     """Runs moments first … last − 1 of a program, in place.
@@ -221,6 +222,7 @@ def run_program(
         draw: parameters (N, P), noise (N, C / steps, 2) -> values (N, C / steps).
         first, last: rows in raster order; times of a wavefront program.
         whole_rows: first and last are rows, whose pixels are all known; for wavefront programs, before the first time.
+        top: rows above it are finished; a wavefront leaves them alone.
         parameters: (N, P, steps, H, W) that takes all parameters met, or None.
     """
     run = _Interpreter(program, state, canvas.shape[0])
@@ -274,7 +276,7 @@ def run_program(
             for instruction in run.pixels:
                 if instruction.when.step == step and (places := diagonal(instruction, time, made)).count:
                     run.run(instruction, places)
-            for row in range(height):
+            for row in range(top, height):
                 if 0 <= time - program.wave * row < width:
                     settle(step, row, time - program.wave * row)
 
@@ -284,7 +286,7 @@ def run_program(
         if key not in made:
             pairs = [
                 (line, column)
-                for row in range(height)
+                for row in range(top, height)
                 if (line := run.line(instruction, row)) is not None
                 and (column := run.column(instruction, time - program.wave * row)) is not None
             ]

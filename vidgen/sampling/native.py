@@ -89,6 +89,7 @@ class NativeProgram:
         temperature: float,
         quantize: bool,
         whole_rows: bool = False,
+        top: int = 0,
         parameters: Tensor | None = None,
     ) -> None:
         """Runs moments first … last − 1 in place; arguments as for `vidgen.sampling.interpreter.run_program`."""
@@ -104,6 +105,7 @@ class NativeProgram:
             first,
             last,
             whole_rows,
+            top,
             head.levels,
             head.mixtures if isinstance(head, LogisticMixture) else 0,
             temperature,

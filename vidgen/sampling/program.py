@@ -157,6 +157,16 @@ class Program:
         return offsets, at
 
     @property
+    def runs_whole_rows(self) -> bool:
+        """Whether rows whose pixels are all known can be run one after the other, each as whole lines.
+
+        Raster programs can: their lags say when a line is made. A wavefront has lags for positions alone, and cannot
+        where one reads a line below its own.
+        """
+        reads = (read for instruction in self.instructions for read in instruction.reads)
+        return not self.wave or all(read.row.offset <= 0 or self.buffers[read.source].constant for read in reads)
+
+    @property
     def duration(self) -> int:
         """Moments of a run: rows in raster order, times of the wavefront."""
         height, width = self.shape[1:]
