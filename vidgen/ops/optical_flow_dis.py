@@ -32,7 +32,7 @@ exactly), and below 1e-9 between backends in float64.
 The op has no gradient.
 
 Sources: Kroeger, Timofte, Dai, Van Gool, "Fast optical flow using dense inverse search" (2016), sections 2 and 3; the
-refinement after Brox, Bruhn, Papenberg, Weickert (2004), its constancies normalised as by Zimmer, Bruhn, Weickert (2011).
+refinement after Brox, Bruhn, Papenberg, Weickert (2004), its normalisation after Zimmer, Bruhn, Weickert (2011).
 """
 
 from __future__ import annotations
