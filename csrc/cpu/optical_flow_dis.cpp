@@ -228,6 +228,49 @@ void search(const OpticalFlowDis& p, const Workspace<T>& w, int64_t l, const Flo
   });
 }
 
+// Zeros wherever a neighbour across the edge is read.
+template <class T>
+void clear_edges(const Refinement<T>& r) {
+  const System<T>& s = r.system;
+  for (const Halves<T>* half : {&s.u, &s.v, &s.down, &r.smooth, &s.across}) {
+    const int64_t whole = 2 * (s.height + 2) * half->pitch;
+    std::fill_n(half->row(-1, 0) - kLine<T>, whole, T(0));
+  }
+}
+
+// `iterations` of the refinement of a flow, linearised once.
+template <class T>
+void refine(const Level<T>& level, const Flow<T>& flow, const Refinement<T>& r, int64_t iterations, T alpha, T delta,
+            T gamma, const Loop& loop) {
+  const int64_t height = r.system.height, width = r.system.width;
+  clear_edges(r);
+  each_row(loop, height, [&](int64_t y, int64_t) { warp_row(level, flow, r, y); });
+  extend_columns(r.mean);
+  extend_columns(r.change);
+  each_row(loop, height, [&](int64_t y, int64_t) {
+    for (int64_t x = 0; x < width; x += kLanes<T>) {
+      store(r.mean_x.row(y) + x, slope_x(r.mean, y, x));
+      store(r.mean_y.row(y) + x, slope_y(r.mean, y, x));
+    }
+    extend_row(r.mean_x, y);
+    extend_row(r.mean_y, y);
+  });
+  extend_columns(r.mean_x);
+  extend_columns(r.mean_y);
+  each_row(loop, height, [&](int64_t y, int64_t) { linearise_row(flow, r, y); });
+  for (int64_t i = 0; i < iterations; ++i) {
+    each_row(loop, height, [&](int64_t y, int64_t) { weigh_smoothness_row(r, alpha, y); });
+    each_row(loop, height, [&](int64_t y, int64_t) { weigh_row(r, delta, gamma, y); });
+    relax(r.system, T(kOmega), kSweeps, loop);
+  }
+  each_row(loop, height, [&](int64_t y, int64_t) {
+    for (int64_t x = 0; x < width; ++x) {
+      flow.u.row(y)[x] = r.system.u.row(y, x & 1)[x / 2];
+      flow.v.row(y)[x] = r.system.v.row(y, x & 1)[x / 2];
+    }
+  });
+}
+
 // `to` is `from` by 1/4 (1 2 1) along both axes.
 template <class T>
 void smooth(const Plane<T>& from, const Plane<T>& to, const Workspace<T>& w, const Loop& loop) {
@@ -242,6 +285,51 @@ void smooth(const Plane<T>& from, const Plane<T>& to, const Workspace<T>& w, con
     for (int64_t x = 0; x < from.width; x += kLanes<T>)
       store(to.row(y) + x, T(1. / 16) * (load(sums + x - 1) + T(2) * load(sums + x) + load(sums + x + 1)));
   });
+}
+
+// Numbers k ... of a row between its points k - 1 and k, `side` of them, as far as they lie in [0, width).
+template <class T>
+void spread_rest(const T* row, int64_t k, int64_t points, int64_t side, int64_t width, T* to) {
+  for (; k <= points; ++k) {
+    const T left = row[k - 1], step = row[k] - left;
+    for (int64_t i = 0; i < side; ++i) {
+      const int64_t x = k * side - side / 2 + i;
+      if (x >= 0 && x < width) to[x] = left + step * (T(2 * i + 1) / T(2 * side));
+    }
+  }
+}
+
+// a0 b0 a1 b1 ...
+template <class T, size_t... lane>
+VIDGEN_INLINE void interleave(Vec<T> a, Vec<T> b, Vec<T>* to, std::index_sequence<lane...>) {
+  constexpr size_t lanes = kLanes<T>;
+  to[0] = (Vec<T>)__builtin_shufflevector(a, b, (lane / 2 + lane % 2 * lanes)...);
+  to[1] = (Vec<T>)__builtin_shufflevector(a, b, ((lane + lanes) / 2 + lane % 2 * lanes)...);
+}
+
+// The same by whole vectors of points; returns the first point that is left to do.
+template <class T, int side>
+int64_t spread(const T* row, int64_t points, int64_t width, T* to) {
+  constexpr int64_t lanes = kLanes<T>;
+  constexpr auto all = std::make_index_sequence<lanes>();
+  spread_rest(row, 0, 0, side, width, to);
+  int64_t k = 1;
+  for (; k + lanes <= points && (k + lanes) * side - side / 2 <= width; k += lanes) {
+    const Vec<T> left = load(row + k - 1), step = load(row + k) - left;
+    Vec<T> at[side], out[side];
+    for (int i = 0; i < side; ++i) at[i] = left + step * (T(2 * i + 1) / T(2 * side));
+    if constexpr (side == 2) {
+      interleave<T>(at[0], at[1], out, all);
+    } else {
+      Vec<T> even[2], odd[2];
+      interleave<T>(at[0], at[2], even, all);
+      interleave<T>(at[1], at[3], odd, all);
+      interleave<T>(even[0], odd[0], out, all);
+      interleave<T>(even[1], odd[1], out + 2, all);
+    }
+    for (int i = 0; i < side; ++i) store(to + k * side - side / 2 + i * lanes, out[i]);
+  }
+  return k;
 }
 
 // Bilinear magnification by 2^level, cut to the image.
@@ -265,14 +353,10 @@ void magnify(const OpticalFlowDis& p, int64_t level, const Flow<T>& flow, const 
       for (int64_t x = 0; x < from.width; ++x) row[x] = T(side) * (a[x] + lower * (b[x] - a[x]));
       row[-1] = row[0];
       row[from.width] = row[from.width - 1];
-      const int64_t half = side / 2;
-      for (int64_t k = 0; k <= from.width; ++k) {
-        const T left = row[k - 1], step = row[k] - left;
-        for (int64_t i = 0; i < side; ++i) {
-          const int64_t x = k * side - half + i;
-          if (x >= 0 && x < p.width) to[x] = left + step * (T(2 * i + 1) / T(2 * side));
-        }
-      }
+      int64_t k = 0;
+      if (side == 2) k = spread<T, 2>(row, from.width, p.width, to);
+      if (side == 4) k = spread<T, 4>(row, from.width, p.width, to);
+      spread_rest(row, k, from.width, side, p.width, to);
     }
   });
 }

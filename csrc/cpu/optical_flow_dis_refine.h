@@ -208,45 +208,4 @@ void weigh_row(const Refinement<T>& r, T delta, T gamma, int64_t y) {
   }
 }
 
-template <class T>
-void clear_edges(const Refinement<T>& r) {
-  const System<T>& s = r.system;
-  for (const Halves<T>* half : {&s.u, &s.v, &s.down, &r.smooth, &s.across}) {
-    const int64_t whole = 2 * (s.height + 2) * half->pitch;
-    std::fill_n(half->row(-1, 0) - kLine<T>, whole, T(0));
-  }
-}
-
-template <class T>
-void refine(const Level<T>& level, const Flow<T>& flow, const Refinement<T>& r, int64_t iterations, T alpha, T delta,
-            T gamma, const Loop& loop) {
-  const int64_t height = r.system.height, width = r.system.width;
-  clear_edges(r);
-  each_row(loop, height, [&](int64_t y, int64_t) { warp_row(level, flow, r, y); });
-  extend_columns(r.mean);
-  extend_columns(r.change);
-  each_row(loop, height, [&](int64_t y, int64_t) {
-    for (int64_t x = 0; x < width; x += kLanes<T>) {
-      store(r.mean_x.row(y) + x, slope_x(r.mean, y, x));
-      store(r.mean_y.row(y) + x, slope_y(r.mean, y, x));
-    }
-    extend_row(r.mean_x, y);
-    extend_row(r.mean_y, y);
-  });
-  extend_columns(r.mean_x);
-  extend_columns(r.mean_y);
-  each_row(loop, height, [&](int64_t y, int64_t) { linearise_row(flow, r, y); });
-  for (int64_t i = 0; i < iterations; ++i) {
-    each_row(loop, height, [&](int64_t y, int64_t) { weigh_smoothness_row(r, alpha, y); });
-    each_row(loop, height, [&](int64_t y, int64_t) { weigh_row(r, delta, gamma, y); });
-    relax(r.system, T(kOmega), kSweeps, loop);
-  }
-  each_row(loop, height, [&](int64_t y, int64_t) {
-    for (int64_t x = 0; x < width; ++x) {
-      flow.u.row(y)[x] = r.system.u.row(y, x & 1)[x / 2];
-      flow.v.row(y)[x] = r.system.v.row(y, x & 1)[x / 2];
-    }
-  });
-}
-
 }  // namespace vidgen::VIDGEN_ISA

@@ -136,7 +136,16 @@ bool grey_row(const ImageView& image, int64_t channels, int64_t y, int64_t width
   } else {
     convert(step);
   }
-  for (int64_t x = 0; x < width; ++x) good &= (to[x] >= T(-127.5)) & (to[x] <= T(382.5));
+  if constexpr (sizeof(S) > 1) {
+    int64_t x = 0;
+    IntVec<T> all = ~IntVec<T>{};
+    for (; x + kLanes<T> <= width; x += kLanes<T>) {
+      const Vec<T> levels = load(to + x);
+      all &= (levels >= T(-127.5)) & (levels <= T(382.5));
+    }
+    for (int lane = 0; lane < kLanes<T>; ++lane) good &= all[lane] != 0;
+    for (; x < width; ++x) good &= (to[x] >= T(-127.5)) & (to[x] <= T(382.5));
+  }
   return good;
 }
 
