@@ -77,4 +77,49 @@ void densify_rows(const Patches<T, P>& patches, const Flow<T>& flow, const Plane
   }
 }
 
+// Numbers k ... of a row between its points k - 1 and k, `side` of them, as far as they lie in [0, width).
+template <class T>
+void spread_rest(const T* row, int64_t k, int64_t points, int64_t side, int64_t width, T* to) {
+  for (; k <= points; ++k) {
+    const T left = row[k - 1], step = row[k] - left;
+    for (int64_t i = 0; i < side; ++i) {
+      const int64_t x = k * side - side / 2 + i;
+      if (x >= 0 && x < width) to[x] = left + step * (T(2 * i + 1) / T(2 * side));
+    }
+  }
+}
+
+// a0 b0 a1 b1 ...
+template <class T, size_t... lane>
+VIDGEN_INLINE void interleave(Vec<T> a, Vec<T> b, Vec<T>* to, std::index_sequence<lane...>) {
+  constexpr size_t lanes = kLanes<T>;
+  to[0] = (Vec<T>)__builtin_shufflevector(a, b, (lane / 2 + lane % 2 * lanes)...);
+  to[1] = (Vec<T>)__builtin_shufflevector(a, b, ((lane + lanes) / 2 + lane % 2 * lanes)...);
+}
+
+// The same by whole vectors of points; returns the first point that is left to do.
+template <class T, int side>
+int64_t spread(const T* row, int64_t points, int64_t width, T* to) {
+  constexpr int64_t lanes = kLanes<T>;
+  constexpr auto all = std::make_index_sequence<lanes>();
+  spread_rest(row, 0, 0, side, width, to);
+  int64_t k = 1;
+  for (; k + lanes <= points && (k + lanes) * side - side / 2 <= width; k += lanes) {
+    const Vec<T> left = load(row + k - 1), step = load(row + k) - left;
+    Vec<T> at[side], out[side];
+    for (int i = 0; i < side; ++i) at[i] = left + step * (T(2 * i + 1) / T(2 * side));
+    if constexpr (side == 2) {
+      interleave<T>(at[0], at[1], out, all);
+    } else {
+      Vec<T> even[2], odd[2];
+      interleave<T>(at[0], at[2], even, all);
+      interleave<T>(at[1], at[3], odd, all);
+      interleave<T>(even[0], odd[0], out, all);
+      interleave<T>(even[1], odd[1], out + 2, all);
+    }
+    for (int i = 0; i < side; ++i) store(to + k * side - side / 2 + i * lanes, out[i]);
+  }
+  return k;
+}
+
 }  // namespace vidgen::VIDGEN_ISA
