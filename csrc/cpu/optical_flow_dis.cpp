@@ -1,9 +1,10 @@
 // optical_flow_dis on the CPU: pyramid, search, flow of pixels and refinement of one pair of images, from coarse to
 // fine.
 //
-// Memory, for H x W pixels of float and a finest level of 1: the pyramids (5 numbers for each pixel of a level), the
-// flow and its weights (3), patches (10 numbers for each of stride^2 pixels), and the refinement (27), all of HW / 4
-// pixels. Pixels of the full size are read once, two rows at a time, as level 1 is made, unless level 0 is asked for.
+// Memory, for H x W pixels of float and a finest level of 1: the images of a level and gradients (4 numbers for each of
+// its pixels), the flow and its weights (3), patches (10 for every stride^2 pixels), and the refinement (24), all of
+// HW / 4 pixels, and the coarser images. Pixels of the full size are read once, two rows at a time, as level 1 is made,
+// unless level 0 is asked for.
 //
 // Every step spreads rows, or stripes of patches, over threads, and no number depends on how.
 #include "cpu/optical_flow_dis.h"
@@ -192,8 +193,8 @@ bool read_init(const OpticalFlowDis& p, int64_t level, const ImageView& init, co
   return good;
 }
 
-// The search on one level, into its flow. `start` is a flow of the level before, with `zoom` 2 and `start_side` pixels
-// of this level in one of its own, or of this level itself, with 1; null begins with zero.
+// The search on one level, into its flow. `start` is the flow of the level before, with a `zoom` of 2, or a flow of
+// this level's size, with 1; null begins with zero.
 template <class T, int P>
 void search(const OpticalFlowDis& p, const Workspace<T>& w, int64_t l, const Flow<T>* start, T zoom, const Loop& loop) {
   const Level<T>& level = w.level[l];

@@ -7,8 +7,8 @@
 //
 // Every outer iteration weighs the residuals and the differences to neighbours by the robust penalty sqrt(s +
 // epsilon^2), whose weight is 1 / sqrt(s + epsilon^2), and solves the linear system approximately
-// (optical_flow_dis_relax.h). Weighing costs 80 operations, three roots and four divisions for a pixel, as much as
-// three sweeps of the solver.
+// (optical_flow_dis_relax.h). Weighing costs some 80 operations, three roots and four divisions for a
+// pixel, the ten half sweeps 18 operations each for half of the pixels.
 #pragma once
 
 #include "cpu/optical_flow_dis_dense.h"

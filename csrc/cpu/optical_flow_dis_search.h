@@ -8,8 +8,7 @@
 //
 // All pixels of a patch lie at the same fraction between those of I1, so that interpolation is two products along a row
 // and two across rows with constant weights, and every row of I1 is used twice. A row of a patch is one vector (two of
-// 4 floats without AVX): 8 rows cost some 9 operations each, about 50 cycles of an AVX2 core, and the step after them,
-// a chain of sums over lanes, half as much again.
+// 4 floats without AVX): 8 rows cost some 9 operations each; then come four sums over lanes and the step.
 //
 // Patches are taken in order, and one may begin at the result of its neighbour to the left or above if that is better
 // than its own start; then in the opposite order, from the right and below. Stripes of patch rows are free of each
