@@ -93,6 +93,16 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
   m.def("warp_grad_flow_reference(Tensor grad_output, Tensor x, Tensor flow, str padding, str why) -> Tensor");
   m.def("warp_cpu_supports(ScalarType dtype) -> str");
 
+  // Optical flow by dense inverse search from prev to next, both (N, 1 or 3, H, W), from the flow `init` or zero.
+  m.def(
+      "optical_flow_dis(Tensor prev, Tensor next, Tensor? init, int finest_scale, int patch_size, int patch_stride, "
+      "int descent_iterations, int refinement_iterations, float alpha, float delta, float gamma, str? impl) -> Tensor");
+  m.def(
+      "optical_flow_dis_reference(Tensor prev, Tensor next, Tensor? init, int finest_scale, int patch_size, "
+      "int patch_stride, int descent_iterations, int refinement_iterations, float alpha, float delta, float gamma, "
+      "str why) -> Tensor");
+  m.def("optical_flow_dis_cpu_supports(ScalarType dtype) -> str");
+
   // TV-L1 optical flow from prev to next, both (N, 1 or 3, H, W), from the flow `init` or zero.
   m.def(
       "optical_flow_tvl1(Tensor prev, Tensor next, Tensor? init, float tau, float lambda_, float theta, int levels, "

@@ -3,7 +3,7 @@
 //
 // A plane's rows start on a cache line, 64 bytes of border before their first number and at least two vectors after
 // their last, with three rows of border above and below. So whoever reads two pixels beyond an edge, or a whole vector
-// at the last pixel, reads the plane's own memory.
+// at the last pixel, reads the plane's own memory. A method that looks further beyond asks for a wider border.
 //
 // Resizing by s = in / out: output pixel i is the mean of the input pixels j weighted by max(0, 1 - |j + 1/2 - (i +
 // 1/2) s| / max(s, 1)), the weights normalised over the pixels that exist: PyTorch's antialiased bilinear filter, which
@@ -61,6 +61,18 @@ Plane<T> take_plane(Arena& arena, int64_t height, int64_t width) {
   return {all + kBorderRows * pitch + kLine<T>, height, width, pitch};
 }
 
+// With `border` pixels on every side.
+template <class T>
+Plane<T> take_plane(Arena& arena, int64_t height, int64_t width, int64_t border) {
+  const int64_t front = (border + kLine<T> - 1) / kLine<T> * kLine<T>, pitch = pitch_of<T>(width + 2 * front);
+  T* const all = arena.take<T>((height + 2 * border) * pitch);
+  return {all + border * pitch + front, height, width, pitch};
+}
+
+inline void in_turn(void*, int64_t tasks, void (*task)(void*, int64_t), void* context) {
+  for (int64_t i = 0; i < tasks; ++i) task(context, i);
+}
+
 // f(i) for every i in [0, tasks), perhaps on several threads.
 template <class F>
 void each(const Loop& loop, int64_t tasks, const F& f) {
@@ -83,19 +95,21 @@ void each_row(const Loop& loop, int64_t height, const F& f) {
 
 // Repeats the edge of a row on both sides, to the right for the rest of any vector.
 template <class T>
-VIDGEN_INLINE void extend_row(const Plane<T>& plane, int64_t y) {
+VIDGEN_INLINE void extend_row(const Plane<T>& plane, int64_t y, int64_t left = kBorderColumns,
+                              int64_t right = kLine<T>) {
   T* const row = plane.row(y);
-  std::fill_n(row - kBorderColumns, kBorderColumns, row[0]);
-  std::fill_n(row + plane.width, kLine<T>, row[plane.width - 1]);
+  std::fill_n(row - left, left, row[0]);
+  std::fill_n(row + plane.width, right, row[plane.width - 1]);
 }
 
 // Repeats the first and last rows, when all rows have been extended.
 template <class T>
-void extend_columns(const Plane<T>& plane) {
-  const int64_t count = kBorderColumns + plane.width + kLine<T>;
-  for (int64_t i = 1; i <= kBorderRows; ++i) {
-    std::copy_n(plane.row(0) - kBorderColumns, count, plane.row(-i) - kBorderColumns);
-    std::copy_n(plane.row(plane.height - 1) - kBorderColumns, count, plane.row(plane.height - 1 + i) - kBorderColumns);
+void extend_columns(const Plane<T>& plane, int64_t rows = kBorderRows, int64_t left = kBorderColumns,
+                    int64_t right = kLine<T>) {
+  const int64_t count = left + plane.width + right;
+  for (int64_t i = 1; i <= rows; ++i) {
+    std::copy_n(plane.row(0) - left, count, plane.row(-i) - left);
+    std::copy_n(plane.row(plane.height - 1) - left, count, plane.row(plane.height - 1 + i) - left);
   }
 }
 
@@ -122,7 +136,16 @@ bool grey_row(const ImageView& image, int64_t channels, int64_t y, int64_t width
   } else {
     convert(step);
   }
-  for (int64_t x = 0; x < width; ++x) good &= (to[x] >= T(-127.5)) & (to[x] <= T(382.5));
+  if constexpr (sizeof(S) > 1) {
+    int64_t x = 0;
+    IntVec<T> all = ~IntVec<T>{};
+    for (; x + kLanes<T> <= width; x += kLanes<T>) {
+      const Vec<T> levels = load(to + x);
+      all &= (levels >= T(-127.5)) & (levels <= T(382.5));
+    }
+    for (int lane = 0; lane < kLanes<T>; ++lane) good &= all[lane] != 0;
+    for (; x < width; ++x) good &= (to[x] >= T(-127.5)) & (to[x] <= T(382.5));
+  }
   return good;
 }
 

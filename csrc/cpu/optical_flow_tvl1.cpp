@@ -27,10 +27,6 @@ constexpr int64_t kMostLevels = 64;
 // Levels of fewer pixels are left to one thread: ten iterations of 4096 take it 50 us, not worth waking others.
 constexpr int64_t kWorthThreads = 4096;
 
-void in_turn(void*, int64_t tasks, void (*task)(void*, int64_t), void* context) {
-  for (int64_t i = 0; i < tasks; ++i) task(context, i);
-}
-
 struct Sizes {
   int64_t count, height[kMostLevels], width[kMostLevels];
 };

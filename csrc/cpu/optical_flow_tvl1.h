@@ -1,12 +1,9 @@
 // TV-L1 optical flow between two images (vidgen/ops/optical_flow_tvl1.py has the energy and the iteration).
 #pragma once
 
-#include "cpu/loop.h"
-#include "cpu/views.h"
+#include "cpu/optical_flow.h"
 
 namespace vidgen {
-
-enum class Pixels : int { u8, f32, f64 };
 
 // The batch is absent on purpose: no choice may depend on it.
 struct OpticalFlowTvl1 {
@@ -19,8 +16,6 @@ struct OpticalFlowTvl1 {
   int64_t median;  // 0, 3 or 5
   double epsilon;
 };
-
-enum class FlowStatus : int { done, bad_prev, bad_next, bad_init };
 
 struct OpticalFlowTvl1Table {
   size_t (*workspace_bytes)(const OpticalFlowTvl1&);

@@ -12,12 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.ops import conv3d_pool3d, discretized_logistic_mixture, masked_conv2d, optical_flow_tvl1, warp
+from vidgen.ops import (
+    conv3d_pool3d,
+    discretized_logistic_mixture,
+    masked_conv2d,
+    optical_flow_dis,
+    optical_flow_tvl1,
+    warp,
+)
 from vidgen.ops.conv3d_geometry import resolve_padding
 from vidgen.ops.conv3d_pool3d import reference as conv3d_pool3d_reference
 from vidgen.ops.discretized_logistic_mixture import parameters_per_mixture
 from vidgen.ops.discretized_logistic_mixture import reference as discretized_logistic_mixture_reference
 from vidgen.ops.masked_conv2d import reference as masked_conv2d_reference
+from vidgen.ops.optical_flow_dis import reference as optical_flow_dis_reference
 from vidgen.ops.optical_flow_tvl1 import reference as optical_flow_tvl1_reference
 from vidgen.ops.warp import reference as warp_reference
 
@@ -213,24 +221,50 @@ def _discretized_logistic_mixture_unsupported(sample: Sample, impl: str, dtype: 
     return impl == "triton" and dtype == torch.float64
 
 
-def _optical_flow_tvl1_samples() -> Iterator[tuple[str, Sample]]:
-    """Sides that fill no vector, no pyramid and no band; every branch of the iteration, and flows of several pixels.
+def _moving_images(n: int, channels: int, h: int, w: int, init: bool) -> dict[str, Tensor | None]:
+    """prev, next and perhaps init; the flow is (-2, 1). Grey levels are multiples of 1/64, the same in every dtype."""
+    generator = torch.Generator().manual_seed(n + 3 * channels + 7 * h + 11 * w)
+    noise = torch.rand(n, channels, h + 12, w + 12, generator=generator, dtype=torch.float64)
+    smooth = torch.nn.functional.avg_pool2d(noise, 5, 1)
+    smooth = ((smooth - 0.5) * 3 + 0.5).clamp(0, 1).mul(64).round() / 64
+    prev, next = smooth[..., 3 : 3 + h, 3 : 3 + w], smooth[..., 2 : 2 + h, 5 : 5 + w]
+    # from a start that is far off, the result would depend on every rounding
+    guess = smooth[:, :1, :h, :w] / 2 + torch.tensor([-2.0, 1.0], dtype=torch.float64)[:, None, None]
+    tensors = {"prev": prev, "next": next, "init": guess if init else None}
+    # clones: PyTorch's own checks stumble over the strides of a slice of nothing
+    return {k: None if v is None else v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
 
-    Grey levels are multiples of 1/64, the same numbers in every dtype.
-    """
+
+def _optical_flow_dis_samples() -> Iterator[tuple[str, Sample]]:
+    """Sides that fill no vector and no patch, several stripes of patches, every size of a patch, levels, branches."""
 
     def sample(n, channels, h, w, init=False, **options):  # type: ignore[no-untyped-def]
-        generator = torch.Generator().manual_seed(n + 3 * channels + 7 * h + 11 * w)
-        noise = torch.rand(n, channels, h + 12, w + 12, generator=generator, dtype=torch.float64)
-        smooth = torch.nn.functional.avg_pool2d(noise, 5, 1)
-        smooth = ((smooth - 0.5) * 3 + 0.5).clamp(0, 1).mul(64).round() / 64
-        prev, next = smooth[..., 3 : 3 + h, 3 : 3 + w], smooth[..., 2 : 2 + h, 5 : 5 + w]
-        # the flow is (-2, 1); from a start that is far off, the result would depend on every rounding
-        guess = smooth[:, :1, :h, :w] / 2 + torch.tensor([-2.0, 1.0], dtype=torch.float64)[:, None, None]
-        tensors = {"prev": prev, "next": next, "init": guess if init else None}
-        # clones: PyTorch's own checks stumble over the strides of a slice of nothing
-        tensors = {k: None if v is None else v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        return Sample(tensors, {"warps": 2, "inner_iterations": 8, **options})
+        small = {"finest_scale": 0, "patch_stride": 6, "descent_iterations": 3, "refinement_iterations": 1}
+        return Sample(_moving_images(n, channels, h, w, init), {**small, **options})
+
+    yield "grey", sample(2, 1, 17, 26, refinement_iterations=2)
+    yield "colors", sample(2, 3, 21, 17, refinement_iterations=0)
+    yield "several-stripes", sample(1, 1, 36, 13, patch_size=4, patch_stride=4)
+    yield "coarse", sample(2, 1, 22, 29, patch_size=4, patch_stride=4, finest_scale=1)
+    yield "wide-patches", sample(2, 1, 17, 23, patch_size=16, patch_stride=16)
+    yield "from-init", sample(2, 1, 19, 15, init=True)
+    yield "one-pixel", sample(3, 3, 1, 1)
+    yield "one-row", sample(2, 1, 1, 19)
+    yield "one-column", sample(2, 1, 19, 1)
+    yield "empty-batch", sample(0, 1, 20, 20)
+
+
+def _optical_flow_dis_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
+    options = {"finest_scale": 1, "patch_size": 8, "patch_stride": 3, "descent_iterations": 25}
+    options |= {"refinement_iterations": 5} | sample.options
+    return (*sample.tensors.values(), *options.values(), 20.0, 5.0, 10.0, impl)
+
+
+def _optical_flow_tvl1_samples() -> Iterator[tuple[str, Sample]]:
+    """Sides that fill no vector, no pyramid and no band; every branch of the iteration, and flows of several pixels."""
+
+    def sample(n, channels, h, w, init=False, **options):  # type: ignore[no-untyped-def]
+        return Sample(_moving_images(n, channels, h, w, init), {"warps": 2, "inner_iterations": 8, **options})
 
     yield "grey", sample(2, 1, 24, 41)
     yield "colors", sample(2, 3, 37, 50, scale_factor=0.8)
@@ -322,6 +356,23 @@ OPS = {
         more=("x",),
         constant=("x",),
         measures=True,
+    ),
+    "optical_flow_dis": Op(
+        name="optical_flow_dis",
+        public=optical_flow_dis,
+        reference=lambda s: optical_flow_dis_reference(*_optical_flow_dis_positional(s, None)[:-1]),
+        samples=_optical_flow_dis_samples,
+        torch_op="optical_flow_dis",
+        positional=_optical_flow_dis_positional,
+        unsupported=lambda _sample, _impl, _dtype: False,
+        typical="grey",
+        thin="one-row",
+        checked=("grey", "from-init", "empty-batch"),
+        image="prev",
+        more=("next", "init"),
+        constant=("prev", "next", "init"),
+        measures=True,
+        limits={"float32": 5e-4, "bfloat16": 5e-4},
     ),
     "optical_flow_tvl1": Op(
         name="optical_flow_tvl1",

@@ -13,10 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from vidgen.ops.optical_flow_dis import PRESETS as DIS_PRESETS
+from vidgen.ops.optical_flow_dis import optical_flow_dis
 from vidgen.ops.optical_flow_tvl1 import PRESETS as TVL1_PRESETS
 from vidgen.ops.optical_flow_tvl1 import optical_flow_tvl1
 
-Method = Literal["tvl1"]
+Method = Literal["dis", "tvl1"]
 
 
 class Kind(NamedTuple):
@@ -33,14 +35,17 @@ def _kind(function: Callable[..., Tensor], presets: Mapping[str, Mapping[str, An
     return Kind(function, presets, default, tuple(sorted(own)))
 
 
-METHODS: Mapping[str, Kind] = {"tvl1": _kind(optical_flow_tvl1, TVL1_PRESETS, "accurate")}
+METHODS: Mapping[str, Kind] = {
+    "dis": _kind(optical_flow_dis, DIS_PRESETS, "medium"),
+    "tvl1": _kind(optical_flow_tvl1, TVL1_PRESETS, "accurate"),
+}
 
 
 def optical_flow(
     prev: Tensor,
     next: Tensor,
     *,
-    method: Method = "tvl1",
+    method: Method = "dis",
     preset: str | None = None,
     init: Tensor | None = None,
     impl: str | None = None,
@@ -50,9 +55,11 @@ def optical_flow(
 
     Args:
         prev, next: (N, 1 or 3, H, W) or (N, H, W); uint8, or floating point in [0, 1]; one dtype; any strides.
-        method: "tvl1", total variation with an L1 data term (`vidgen.ops.optical_flow_tvl1`).
-        preset: of tvl1: "accurate" (None means it); "fast"; "opencv", the parameters of OpenCV's DualTVL1 on the CPU;
-            "two_stream", those of OpenCV's on CUDA, with which two-stream networks were trained.
+        method: "dis", dense inverse search (`vidgen.ops.optical_flow_dis`): fast, and finds large motions; or "tvl1",
+            total variation with an L1 data term (`vidgen.ops.optical_flow_tvl1`): more exact for small, smooth ones.
+        preset: of dis: "medium" (None means it), "fast" and "ultrafast", equal in meaning to OpenCV's. Of tvl1:
+            "accurate" (None means it); "fast"; "opencv", the parameters of OpenCV's DualTVL1 on the CPU; "two_stream",
+            those of OpenCV's on CUDA, with which two-stream networks were trained.
         init: (N, 2, H, W), the flow to start from, in pixels; None starts from zero.
         impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
         params: the method's parameters, by the names of its own function, which documents them.

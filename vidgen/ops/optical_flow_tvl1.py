@@ -46,9 +46,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from vidgen.ops.backends import TABLE, Backend, always, reference_row, requested
+from vidgen.ops.optical_flow_images import check_count, check_images, check_values, grey
 from vidgen.ops.registration import register_selection
 
 _OP = "optical_flow_tvl1"
@@ -98,17 +98,6 @@ def _resize_flow(flow: Tensor, size: Sequence[int]) -> Tensor:
     height, width = flow.shape[2:]
     u, v = _resize(flow, size).split(1, dim=1)
     return torch.cat([u * (size[1] / width), v * (size[0] / height)], dim=1)
-
-
-def _grey(images: Tensor) -> Tensor:
-    """(N, 1, H, W) of 0 … 255 in the dtype of the arithmetic."""
-    wide = torch.float64 if images.dtype == torch.float64 else torch.float32
-    scale = 255 if images.is_floating_point() else 1
-    images = images.to(wide)
-    if images.shape[1] == 3:
-        red, green, blue = images.split(1, dim=1)
-        images = 0.299 * red + 0.587 * green + 0.114 * blue
-    return images * scale
 
 
 def _cubic(t: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -204,9 +193,9 @@ def reference(
 ) -> Tensor:  # fmt: skip
     """optical_flow_tvl1 in eager PyTorch, any device; differentiable in prev, next, init, tau, lambda_ and theta."""
     if prev.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_values(prev, next, init)
+        check_values(prev, next, init)
     sizes = level_sizes(prev.shape[2], prev.shape[3], levels, scale_factor)
-    pyramid = [(_grey(prev), _grey(next))]
+    pyramid = [(grey(prev), grey(next))]
     for size in sizes[1:]:
         finer = pyramid[-1]
         pyramid.append((_resize(finer[0], size), _resize(finer[1], size)))
@@ -217,18 +206,6 @@ def reference(
         rest = (warps, outer_iterations, inner_iterations, median, epsilon)
         flow = _solve_level(level_prev, level_next, flow, tau, lambda_, theta, *rest)
     return flow
-
-
-def _check_values(prev: Tensor, next: Tensor, init: Tensor | None) -> None:
-    """What the CPU kernel sees while it reads."""
-    for name, images in (("prev", prev), ("next", next)):
-        grey = _grey(images.detach())
-        if not ((grey >= -127.5) & (grey <= 382.5)).all():  # no NaN is
-            raise RuntimeError(
-                f"{name} must be finite and, where it is floating point, in [0, 1] (up to half of that beyond is borne)"
-            )
-    if init is not None and not (init.detach().abs() <= 1e6).all():
-        raise RuntimeError("init must be finite and within 1e6 pixels")
 
 
 # Backends. The CPU kernel is registered in C++ (csrc/bind/); its row here serves explain and info.
@@ -258,37 +235,6 @@ register_selection(_OP, reference, lambda *args: args)
 # The public function.
 
 
-def _check_images(prev: Tensor, next: Tensor, init: Tensor | None) -> None:
-    for name, images in (("prev", prev), ("next", next)):
-        if not isinstance(images, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(images).__name__}")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise TypeError(f"{name} must be uint8 or floating point in [0, 1], got {images.dtype}")
-        colors = images.dim() == 3 or (images.dim() == 4 and images.shape[1] in (1, 3))
-        if not colors or 0 in images.shape[-2:]:
-            raise ValueError(
-                f"{name} must have shape (N, 1 or 3, H, W) or (N, H, W), H and W at least 1, got {tuple(images.shape)}"
-            )
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(images).tangent is not None:
-            raise RuntimeError(f"{name} must not carry a tangent: the op has no forward-mode derivative")
-    if next.shape != prev.shape:
-        raise ValueError(f"next must have the shape of prev {tuple(prev.shape)}, got {tuple(next.shape)}")
-    if next.dtype != prev.dtype:
-        raise TypeError(f"next must have the dtype of prev ({prev.dtype}), got {next.dtype}")
-    if next.device != prev.device:
-        raise ValueError(f"next must be on the device of prev ({prev.device}), got {next.device}")
-    if init is None:
-        return
-    if not isinstance(init, Tensor) or not init.is_floating_point():
-        got = init.dtype if isinstance(init, Tensor) else type(init).__name__
-        raise TypeError(f"init must be a floating-point tensor or None, got {got}")
-    shape = (prev.shape[0], 2, *prev.shape[-2:])
-    if init.shape != shape:
-        raise ValueError(f"init must have shape {shape}, got {tuple(init.shape)}")
-    if init.device != prev.device:
-        raise ValueError(f"init must be on the device of prev ({prev.device}), got {init.device}")
-
-
 def _check_number(name: str, value: Any, above: float, most: float, differentiable: bool) -> None:
     if isinstance(value, Tensor):
         if not differentiable:
@@ -299,13 +245,6 @@ def _check_number(name: str, value: Any, above: float, most: float, differentiab
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     elif not above < value <= most:
         raise ValueError(f"{name} must be above {above:g} and at most {most:g}, got {value}")
-
-
-def _check_count(name: str, value: Any, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} must be from 1 to {most}, got {value}")
 
 
 def optical_flow_tvl1(
@@ -355,15 +294,15 @@ def optical_flow_tvl1(
         RuntimeError: a pixel or a number of `init` is not finite, or far from what is asked for (checked on the CPU
             alone); `impl` cannot serve the call; or an image carries a forward-mode tangent.
     """
-    _check_images(prev, next, init)
+    check_images(prev, next, init)
     _check_number("tau", tau, 0, 10, differentiable)
     _check_number("lambda_", lambda_, 0, 1000, differentiable)
     _check_number("theta", theta, 0, 1000, differentiable)
     _check_number("scale_factor", scale_factor, 0, 0.95, False)
-    _check_count("levels", levels, 64)
-    _check_count("warps", warps, 100_000)
-    _check_count("outer_iterations", outer_iterations, 100_000)
-    _check_count("inner_iterations", inner_iterations, 100_000)
+    check_count("levels", levels, 64)
+    check_count("warps", warps, 100_000)
+    check_count("outer_iterations", outer_iterations, 100_000)
+    check_count("inner_iterations", inner_iterations, 100_000)
     if isinstance(median, bool) or median not in (0, 3, 5):
         raise ValueError(f"median must be 0, 3 or 5, got {median!r}")
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < math.inf:
@@ -386,5 +325,5 @@ def optical_flow_tvl1(
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must not require a gradient unless differentiable=True; pass {name}.detach()")
     if requested(impl) == "reference" and prev.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_values(prev, next, init)  # C++ hands the call over, and such a sentence does not find its way back
+        check_values(prev, next, init)  # C++ hands the call over, and such a sentence does not find its way back
     return _op(prev, next, init, float(tau), float(lambda_), float(theta), *rest, impl)
