@@ -20,7 +20,7 @@ def flow(
     /,
     *,
     format: Format | None = None,
-    method: str = "tvl1",
+    method: str = "dis",
     preset: str | None = None,
     stride: int = 1,
     short_side: int | None = None,
