@@ -17,11 +17,23 @@
 namespace vidgen::VIDGEN_ISA {
 namespace {
 
-// What has been written to a buffer since the last meeting: a range of channels, dealt to members as its own panels.
-// channels = -1: several ranges.
-struct Written {
+// What has been written to, or read from, a buffer since the last meeting: a range of channels, dealt to members as its
+// own panels. channels = -1: several ranges, or all of them by every member.
+struct Used {
   int64_t meeting;
   int32_t start, channels;
+
+  // By others than the member whose share of this range it is?
+  bool by_others(int64_t now, int32_t at, int32_t count) const {
+    return meeting == now && (start != at || channels != count);
+  }
+  void add(int64_t now, int32_t at, int32_t count) {
+    if (meeting == now && (start != at || channels != count)) {
+      channels = -1;
+    } else {
+      *this = {now, at, count};
+    }
+  }
 };
 
 // A member's memory, in the order in which it lies.
@@ -31,7 +43,7 @@ struct Room {
   T *zeros, **into, **base;
   double* weights;
   Piece* pieces;
-  Written* written;
+  Used *written, *seen;
   int32_t *lines, *columns, *active, *active_line;
 
   // Returns the bytes that all of it takes; `memory` may be null.
@@ -66,6 +78,7 @@ struct Room {
     take(weights, p.parameters + kLanes<double>);
     take(pieces, most_pieces);
     take(written, p.buffer_count);
+    take(seen, p.buffer_count);
     take(lines, places);
     take(columns, places);
     take(active, p.instruction_count);
@@ -86,7 +99,7 @@ class Member {
     T* next = static_cast<T*>(call.state);
     for (int64_t b = 0; b < p_.buffer_count; ++b) {
       room_.base[b] = next;
-      room_.written[b] = {-1, 0, 0};
+      room_.written[b] = room_.seen[b] = {-1, 0, 0};
       next += int64_t(p_.buffers[b].rows) * p_.buffers[b].columns * n_ * p_.buffers[b].channels;
     }
     for (int64_t i = 0; i < p_.instruction_count; ++i) {
@@ -125,27 +138,25 @@ class Member {
     ++meeting_;
   }
 
-  bool reads_of_others(const SamplingInstruction& i) const {
-    auto other = [&](int32_t buffer, int32_t start, int32_t count) {
-      const Written& w = room_.written[buffer];
-      return w.meeting == meeting_ && (i.linear || w.start != start || w.channels != count);
-    };
+  // Whether an instruction reads what others have written since the last meeting, or writes where others may still
+  // read.
+  bool has_to_wait(const SamplingInstruction& i) const {
+    if (room_.seen[i.destination].by_others(meeting_, i.start, i.channels)) return true;
     for (int32_t r = 0; r < i.reads; ++r) {
       const SamplingRead& read = p_.reads[i.first_read + r];
-      if (other(read.source, read.start, read.count)) return true;
+      const Used& written = room_.written[read.source];
+      if (i.linear ? written.meeting == meeting_ : written.by_others(meeting_, read.start, read.count)) return true;
     }
-    if (i.initial < 0) return false;
-    const Written& w = room_.written[i.initial];
-    return w.meeting == meeting_ && (w.start != 0 || w.channels != i.channels);
+    return i.initial >= 0 && room_.written[i.initial].by_others(meeting_, 0, i.channels);
   }
 
   void note(const SamplingInstruction& i) {
-    Written& w = room_.written[i.destination];
-    if (w.meeting == meeting_ && (w.start != i.start || w.channels != i.channels)) {
-      w.channels = -1;
-    } else {
-      w = {meeting_, i.start, i.channels};
+    for (int32_t r = 0; r < i.reads; ++r) {
+      const SamplingRead& read = p_.reads[i.first_read + r];
+      room_.seen[read.source].add(meeting_, read.start, i.linear ? -1 : read.count);
     }
+    if (i.initial >= 0) room_.seen[i.initial].add(meeting_, 0, i.channels);
+    room_.written[i.destination].add(meeting_, i.start, i.channels);
   }
 
   // Instructions.
@@ -168,7 +179,7 @@ class Member {
 
   void run(const SamplingInstruction& i, const Places& places) {
     if (members_ > 1) {
-      if (reads_of_others(i)) together();
+      if (has_to_wait(i)) together();
       note(i);
     }
     const Panels<T> panels(i.channels);

@@ -15,6 +15,7 @@ from vidgen.sampling.graph import ConstantNode
 from vidgen.sampling.native import NativeProgram, compile_program
 from vidgen.sampling.program import Linear, Pointwise, Program
 from vidgen.sampling.schedule import Schedule
+from vidgen.sampling.sharing import share_buffers
 from vidgen.sampling.tracing import Tape, trace_forward
 
 
@@ -159,7 +160,8 @@ def trace(
     wavefront = None
     if wave is not None:
         wave_program, wave_constants = build_program(schedule, wave[1], wave[0], parameters=parameters)
-        wavefront = Form(wave_program, tuple(wave_constants))
+        wave_program, numbers = share_buffers(wave_program)
+        wavefront = Form(wave_program, tuple((numbers[number], node) for number, node in wave_constants))
     return Plan(Form(program, tuple(constants)), wavefront, tape, anchor)
 
 
