@@ -161,7 +161,8 @@ class TestTime:
             buffers[number] = dataclasses.replace(buffer, rows=buffer.rows - 1)
             short = trace(model)
             short.program = dataclasses.replace(plan.program, buffers=tuple(buffers))
-            short._raster = dataclasses.replace(short._raster, program=short.program)
+            short.best_program = short.program
+            short._forms = (dataclasses.replace(short._forms[0], program=short.program),)
             _, other = draw(model, "eager", 2, torch.ones_like(images, dtype=torch.bool), plan=short)
             _, right = draw(model, "eager", 2, torch.ones_like(images, dtype=torch.bool))
             assert not torch.equal(other, right), buffer.name

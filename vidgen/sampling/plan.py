@@ -26,28 +26,30 @@ class Form:
     program: Program
     constants: tuple[tuple[int, ConstantNode], ...]
 
+    def shared(self) -> Form:
+        """The same with fewer buffers."""
+        program, numbers = share_buffers(self.program)
+        return Form(program, tuple((numbers[number], node) for number, node in self.constants))
+
 
 class Plan:
     """How a network is run pixel by pixel: made by `trace`, printed as a table, run by an executor.
 
     Attributes:
-        program: the program in raster order.
+        program: the program in raster order, each value in a buffer of its own; it is what the table shows.
         wavefront: the program that visits several rows at once, or None where there is none or it would not help.
+        best_program: the one to draw with: the wavefront, else `program` with shared buffers.
         dtype, device: those of the network's weights.
         conditions: names of further arguments of the network's forward.
     """
 
     def __init__(self, raster: Form, wavefront: Form | None, tape: Tape, weights: Tensor):
-        self._raster, self._wavefront, self._tape = raster, wavefront, tape
-        self.program = raster.program
+        best = wavefront or raster.shared()
+        self._forms, self._tape = (raster, best), tape
+        self.program, self.best_program = raster.program, best.program
         self.wavefront = None if wavefront is None else wavefront.program
         self.dtype, self.device = weights.dtype, weights.device
         self.conditions = tuple(tape.inputs)
-
-    @property
-    def best_program(self) -> Program:
-        """The one to draw with: the wavefront where there is one."""
-        return self.program if self.wavefront is None else self.wavefront
 
     @cached_property
     def native(self) -> NativeProgram:
@@ -63,11 +65,10 @@ class Plan:
         """Memory for a run of n images: zeros, and the constants of each image.
 
         Args:
-            program: `program` or `wavefront` of this plan.
+            program: `program` or `best_program` of this plan.
             conditions: by name, the first dimension is that of the images.
         """
-        form = self._raster if program is self.program else self._wavefront
-        assert form is not None
+        form = next(form for form in self._forms if form.program is program)
         offsets, numel = program.offsets(n)
         state = torch.zeros(numel, dtype=self.dtype, device=device)
         for (number, node), values in zip(form.constants, self._constants(form, conditions, n), strict=True):
@@ -160,8 +161,7 @@ def trace(
     wavefront = None
     if wave is not None:
         wave_program, wave_constants = build_program(schedule, wave[1], wave[0], parameters=parameters)
-        wave_program, numbers = share_buffers(wave_program)
-        wavefront = Form(wave_program, tuple((numbers[number], node) for number, node in wave_constants))
+        wavefront = Form(wave_program, tuple(wave_constants)).shared()
     return Plan(Form(program, tuple(constants)), wavefront, tape, anchor)
 
 
