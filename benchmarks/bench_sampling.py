@@ -198,6 +198,7 @@ def _case(problem: Problem) -> Case:
         shape={"n": problem.n, "pixels": pixels},
         contenders=contenders,
         truth=_nothing_differs,
+        weighed=False,  # the plan prints what a cache takes
     )
 
 

@@ -99,6 +99,7 @@ class Case:
     truth: Callable[[str], Outputs]
     compare: Callable[[str, Tensor], Tensor] = field(default=lambda _, value: value)
     left_out: Mapping[str, str] = field(default_factory=dict)  # who cannot be measured here: name -> why not
+    weighed: bool = True  # its memory says something
     score: Callable[[Outputs], Mapping[str, float]] | None = None  # what the field judges an answer by: name -> figure
 
     def contender(self, name: str) -> Contender:
@@ -263,7 +264,7 @@ def measure(
         entries[name].update(timing, samples_ms=[sample * parts for sample in timing["samples_ms"]])
     names = list(runs)
     runs.clear()
-    if memory is not None:
+    if memory is not None and case.weighed:
         for name in names:
             entries[name]["memory"] = memory(case, case.contender(name))
     return {

@@ -140,14 +140,13 @@ constexpr int rows_of_tile(int panels, int vectors) {
   return panels == 1 ? tile_rows(vectors) : panels == 2 ? 3 : panels == 3 ? 2 : 1;
 }
 
-// The tallest tile that there is for each number of rows left, as wide as can be: [rows - 1][panels - 1][vectors - 1],
-// null where a tile would need more registers than there are.
-template <class T, class W, class Index>
+// Tiles of panels of so many vectors: [rows - 1][panels - 1], null where one would need more registers than there are.
+template <class T, class W, int vectors, class Index>
 struct LinearTileTable;
-template <class T, class W, size_t... i>
-struct LinearTileTable<T, W, std::index_sequence<i...>> {
+template <class T, class W, int vectors, size_t... i>
+struct LinearTileTable<T, W, vectors, std::index_sequence<i...>> {
   using Tile = void (*)(const TileOperands<T, W>&);
-  template <int rows, int panels, int vectors>
+  template <int rows, int panels>
   static constexpr Tile tile_or_null() {
     if constexpr (rows <= rows_of_tile(panels, vectors)) {
       return &linear_tile<T, W, rows, panels, vectors>;
@@ -155,14 +154,15 @@ struct LinearTileTable<T, W, std::index_sequence<i...>> {
       return nullptr;
     }
   }
-  static constexpr Tile tile[] = {
-      tile_or_null<int(i) / (kMostPanels * kTileVectors) + 1, int(i) / kTileVectors % kMostPanels + 1,
-                   int(i) % kTileVectors + 1>()...};
+  static constexpr Tile tile[] = {tile_or_null<int(i) / kMostPanels + 1, int(i) % kMostPanels + 1>()...};
 };
-template <class T, class W>
+template <class T, class W, int widest = kTileVectors>
 VIDGEN_INLINE auto find_linear_tile(int64_t rows, int64_t panels, int64_t vectors) {
-  using Table = LinearTileTable<T, W, std::make_index_sequence<kTallestTile * kMostPanels * kTileVectors>>;
-  return Table::tile[((rows - 1) * kMostPanels + panels - 1) * kTileVectors + vectors - 1];
+  if constexpr (widest > 1) {
+    if (vectors < widest) return find_linear_tile<T, W, widest - 1>(rows, panels, vectors);
+  }
+  using Table = LinearTileTable<T, W, widest, std::make_index_sequence<kTallestTile * kMostPanels>>;
+  return Table::tile[(rows - 1) * kMostPanels + panels - 1];
 }
 
 // How many panels a tile of few rows takes at once.

@@ -162,8 +162,8 @@ def test_other_settings_or_another_video_are_refused(tmp_path, format, capsys):
     kind = ["--format", format]
     assert call(clip, out, *kind) == 0
     before = tree(out)
-    assert call(clip, out, *kind, preset="opencv") == 2
-    assert "was made with preset fast (now opencv); choose another OUT, or --overwrite" in capsys.readouterr().err
+    assert call(clip, out, *kind, preset="medium") == 2
+    assert "was made with preset fast (now medium); choose another OUT, or --overwrite" in capsys.readouterr().err
     assert call(clip, out, *kind, "--stride", 2) == 2
     assert "stride none (now 2)" in capsys.readouterr().err
     make(clip, frames=4)
@@ -215,7 +215,7 @@ def two(tmp_path_factory):
 @pytest.mark.parametrize("format", ["flo", "safetensors", "mp4"])
 def test_killed_and_run_again_is_as_if_never_killed(two, tmp_path, format):
     out = tmp_path / "out"
-    options = ["--format", format, "--preset", "fast", "--workers", "2", "--batch", "2"]
+    options = ["--format", format, "--method", "tvl1", "--preset", "fast", "--workers", "2", "--batch", "2"]
     program = subprocess.Popen([*FLOW, two, out, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: under_way(out, format), program)
     program.send_signal(signal.SIGKILL)
@@ -325,7 +325,7 @@ def test_progress_tells_share_speed_and_failures(monkeypatch, capsys):
     ("options", "message"),
     [
         (["--method", "magic"], "method must be one of .*tvl1.*, got 'magic'"),
-        (["--preset", "best"], "preset must be one of accurate, .* for method 'tvl1', got 'best'"),
+        (["--preset", "best"], "preset must be one of ultrafast, .* for method 'dis', got 'best'"),
         (["--stride", "0"], "stride must be at least 1, got 0"),
         (["--batch", "0"], "batch must be at least 1, got 0"),
         (["--workers", "-1"], "workers must be at least 1, got -1"),
