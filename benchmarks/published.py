@@ -73,7 +73,7 @@ def _cell(one: results.Figures) -> str:
     if one.failure:
         return "FAILED"
     time = results.format_time(one.median_ms)
-    if not one.ours:
+    if not one.ours or one.ratio is None:
         return time
     return f"{time} (**{results.format_ratio(one.ratio, one.overhead_us)}**)"
 
