@@ -8,7 +8,7 @@ called in a loop for the clip; the call that takes a batch shares its pairs out 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,34 +18,25 @@ from torch import Tensor
 from vidgen.ops import optical_flow_dis
 from vidgen.ops.optical_flow_dis import PRESETS
 
-from .contenders import baseline, forward_run, own
-from .flow_problems import Pair, endpoint_errors, motorcycle, photograph
-from .harness import Case, Contender, Outputs, Run
+from .contenders import baseline, own
+from .flow_problems import STEREO, FlowProblem, flow_case, flow_inputs, flow_run, photographs
+from .harness import Case, Contender
 from .peers import opencv_flow
 
 OP = "optical_flow_dis"
 
-Inputs = Mapping[str, Tensor]
-
 
 @dataclass(frozen=True)
-class Problem:
-    name: str
-    title: str
-    pairs: int
-    size: tuple[int, int]
-    load: Callable[[], Pair]
+class Problem(FlowProblem):
     limit: float  # of the distance from the true flow relative to its size: small motions are seen less well
 
 
 def _photograph(height: int, width: int, pairs: int = 1, limit: float = 0.6) -> Problem:
-    title = f"photograph {width}×{height}" + (f", {pairs} pairs" if pairs > 1 else "")
-    load = partial(photograph, height, width)
-    return Problem(f"photograph-{width}x{height}-{pairs}", title, pairs, (height, width), load, limit)
+    return Problem(*photographs(height, width, pairs), limit)
 
 
 def problems(full: bool) -> list[Problem]:
-    stereo = Problem("motorcycle", "motorcycle 741×500", 1, (500, 741), motorcycle, 0.6)
+    stereo = Problem(*STEREO, 0.6)
     quick = [_photograph(480, 640), stereo, _photograph(112, 112, pairs=16, limit=0.8)]
     return [*quick, _photograph(1080, 1920), _photograph(480, 640, pairs=8)] if full else quick
 
@@ -53,19 +44,6 @@ def problems(full: bool) -> list[Problem]:
 def cases(*, device: str, full: bool) -> list[Case]:
     """The cases of a device. Building the list makes no inputs."""
     return [_case(problem) for problem in problems(full)] if device == "cpu" else []
-
-
-def _inputs(problem: Problem) -> dict[str, Tensor]:
-    pair = problem.load()
-    return {
-        "prev": pair.prev.expand(problem.pairs, -1, -1, -1).contiguous(),
-        "next": pair.next.expand(problem.pairs, -1, -1, -1).contiguous(),
-    }
-
-
-def _build(make: Callable[[], Callable[[Tensor, Tensor], Tensor]], inputs: Inputs) -> Run:
-    call = make()
-    return forward_run(lambda: call(inputs["prev"], inputs["next"]))
 
 
 def _ours(preset: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -77,7 +55,7 @@ def _opencv(preset: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _case(problem: Problem) -> Case:
-    prepare = partial(_inputs, problem)
+    prepare = partial(flow_inputs, problem)
     # what must be read and written at least: grey images, and two numbers for each pixel
     work = {"bytes_moved": float(math.prod(problem.size) * problem.pairs * (2 + 8))}
     contenders: list[Contender] = []
@@ -87,29 +65,11 @@ def _case(problem: Problem) -> Case:
         if not why:
             there = f"OpenCV DIS {preset}"
             more = {"peer": opencv_flow.DISTRIBUTION, "absolute_limit": math.inf}
-            build = partial(_build, partial(_opencv, preset))
+            build = partial(flow_run, partial(_opencv, preset))
             contenders.append(baseline(there, "float32", prepare, build, work, **more))
         # the limit is on the distance from the true flow, not from float64
         limits = {"absolute_limit": problem.limit, "relative_limit": math.inf}
-        build = partial(_build, partial(_ours, preset))
+        build = partial(flow_run, partial(_ours, preset))
         contenders.append(own(f"vidgen {preset}", "float32", prepare, build, work, there, **limits))
 
-    def truth(_dtype: str) -> Outputs:
-        return {"y": problem.load().flow.expand(problem.pairs, -1, -1, -1)}
-
-    def score(outputs: Outputs) -> dict[str, float]:
-        return endpoint_errors(outputs["y"], problem.load())
-
-    return Case(
-        op=OP,
-        name=problem.name,
-        title=problem.title,
-        kind="forward",
-        device="cpu",
-        shape={"pairs": problem.pairs, "height": problem.size[0], "width": problem.size[1]},
-        contenders=contenders,
-        truth=truth,
-        compare=lambda _, flow: flow[..., problem.load().judged],
-        left_out={"OpenCV DIS": why} if why else {},
-        score=score,
-    )
+    return flow_case(OP, problem, contenders, {"OpenCV DIS": why} if why else {})

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,33 +23,24 @@ from torch import Tensor
 from vidgen.ops import optical_flow_tvl1
 from vidgen.ops.optical_flow_tvl1 import PRESETS, level_sizes
 
-from .contenders import baseline, forward_run, own
-from .flow_problems import Pair, endpoint_errors, motorcycle, photograph
-from .harness import Case, Contender, Outputs, Run
+from .contenders import baseline, own
+from .flow_problems import STEREO, FlowProblem, flow_case, flow_inputs, flow_run, photographs
+from .harness import Case, Contender
 from .peers import opencv_flow, skimage_flow
 
 OP = "optical_flow_tvl1"
-
-Inputs = Mapping[str, Tensor]
 
 OPENCV, SKIMAGE = "OpenCV DualTVL1", "scikit-image TV-L1"
 
 
 @dataclass(frozen=True)
-class Problem:
-    name: str
-    title: str
-    pairs: int
-    size: tuple[int, int]
-    load: Callable[[], Pair]
+class Problem(FlowProblem):
     presets: tuple[str, ...]
     peers: tuple[str, ...] = ()
 
 
 def _photograph(height: int, width: int, pairs: int = 1, peers: tuple[str, ...] = ()) -> Problem:
-    load = partial(photograph, height, width)
-    title = f"photograph {width}×{height}" + (f", {pairs} pairs" if pairs > 1 else "")
-    return Problem(f"photograph-{width}x{height}-{pairs}", title, pairs, (height, width), load, tuple(PRESETS), peers)
+    return Problem(*photographs(height, width, pairs), tuple(PRESETS), peers)
 
 
 def problems(full: bool) -> list[Problem]:
@@ -57,7 +48,7 @@ def problems(full: bool) -> list[Problem]:
     if not full:
         return quick
     # OpenCV's pyramid is too short for this pair's motion, and it takes most of a minute to miss it
-    stereo = Problem("motorcycle", "motorcycle 741×500", 1, (500, 741), motorcycle, ("accurate", "fast"), (SKIMAGE,))
+    stereo = Problem(*STEREO, ("accurate", "fast"), (SKIMAGE,))
     return [
         quick[0], _photograph(480, 640, peers=(OPENCV, SKIMAGE)), stereo, _photograph(480, 640, pairs=8),
         _photograph(1080, 1920), _photograph(1080, 1920, pairs=2),
@@ -67,19 +58,6 @@ def problems(full: bool) -> list[Problem]:
 def cases(*, device: str, full: bool) -> list[Case]:
     """The cases of a device. Building the list makes no inputs."""
     return [_case(problem) for problem in problems(full)] if device == "cpu" else []
-
-
-def _inputs(problem: Problem) -> dict[str, Tensor]:
-    pair = problem.load()
-    return {
-        "prev": pair.prev.expand(problem.pairs, -1, -1, -1).contiguous(),
-        "next": pair.next.expand(problem.pairs, -1, -1, -1).contiguous(),
-    }
-
-
-def _build(make: Callable[[], Callable[[Tensor, Tensor], Tensor]], inputs: Inputs) -> Run:
-    call = make()
-    return forward_run(lambda: call(inputs["prev"], inputs["next"]))
 
 
 def _ours(preset: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -106,7 +84,7 @@ def _work(problem: Problem, preset: str | None) -> dict[str, float]:
 
 
 def _case(problem: Problem) -> Case:
-    prepare = partial(_inputs, problem)
+    prepare = partial(flow_inputs, problem)
     contenders: list[Contender] = []
     left_out = {}
     for name, peer, make in ((OPENCV, opencv_flow, _opencv), (SKIMAGE, skimage_flow, skimage_flow.tvl1)):
@@ -116,31 +94,13 @@ def _case(problem: Problem) -> Case:
             left_out[name] = why
             continue
         more = {"peer": peer.DISTRIBUTION, "absolute_limit": math.inf}
-        contenders.append(baseline(name, "float32", prepare, partial(_build, make), _work(problem, None), **more))
+        contenders.append(baseline(name, "float32", prepare, partial(flow_run, make), _work(problem, None), **more))
     for preset in problem.presets:
         against = OPENCV if preset in ("opencv", "two_stream") else SKIMAGE
         there = against if any(contender.name == against for contender in contenders) else None
         # the limit is on the distance from the true flow, not from float64
         limits = {"absolute_limit": 0.6, "relative_limit": math.inf}
-        build = partial(_build, partial(_ours, preset))
+        build = partial(flow_run, partial(_ours, preset))
         contenders.append(own(f"vidgen {preset}", "float32", prepare, build, _work(problem, preset), there, **limits))
 
-    def truth(_dtype: str) -> Outputs:
-        return {"y": problem.load().flow.expand(problem.pairs, -1, -1, -1)}
-
-    def score(outputs: Outputs) -> dict[str, float]:
-        return endpoint_errors(outputs["y"], problem.load())
-
-    return Case(
-        op=OP,
-        name=problem.name,
-        title=problem.title,
-        kind="forward",
-        device="cpu",
-        shape={"pairs": problem.pairs, "height": problem.size[0], "width": problem.size[1]},
-        contenders=contenders,
-        truth=truth,
-        compare=lambda _, flow: flow[..., problem.load().judged],
-        left_out=left_out,
-        score=score,
-    )
+    return flow_case(OP, problem, contenders, left_out)

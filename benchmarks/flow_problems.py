@@ -7,14 +7,18 @@ pixels. Both come with scikit-image's wheel (`pip install 'vidgen[data]'`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vidgen.extras import require
+
+from .contenders import forward_run
+from .harness import Case, Contender, Outputs, Run
 
 #: pixels along the edges that are not judged: what is there may have come from outside
 MARGIN = 24
@@ -72,3 +76,62 @@ def endpoint_errors(flow: Tensor, pair: Pair) -> dict[str, float]:
     """ "EPE px", the mean length of the error vectors, and "> 3 px %", the share of those longer than 3 pixels."""
     lengths = (flow.double() - pair.flow).norm(dim=1)[..., pair.judged]
     return {"EPE px": lengths.mean().item(), "> 3 px %": (lengths > 3).double().mean().item() * 100}
+
+
+@dataclass(frozen=True)
+class FlowProblem:
+    """`pairs` copies of a pair of `size` (height, width) at once."""
+
+    name: str
+    title: str
+    pairs: int
+    size: tuple[int, int]
+    load: Callable[[], Pair]
+
+
+def photographs(height: int, width: int, pairs: int) -> tuple[str, str, int, tuple[int, int], Callable[[], Pair]]:
+    """The fields of the problem of warped photographs."""
+    title = f"photograph {width}×{height}" + (f", {pairs} pairs" if pairs > 1 else "")
+    return f"photograph-{width}x{height}-{pairs}", title, pairs, (height, width), partial(photograph, height, width)
+
+
+#: those of the stereo pair
+STEREO = ("motorcycle", "motorcycle 741×500", 1, (500, 741), motorcycle)
+
+
+def flow_inputs(problem: FlowProblem) -> dict[str, Tensor]:
+    pair = problem.load()
+    return {
+        "prev": pair.prev.expand(problem.pairs, -1, -1, -1).contiguous(),
+        "next": pair.next.expand(problem.pairs, -1, -1, -1).contiguous(),
+    }
+
+
+def flow_run(make: Callable[[], Callable[[Tensor, Tensor], Tensor]], inputs: Mapping[str, Tensor]) -> Run:
+    """The run of what `make` makes, a function of the two images."""
+    call = make()
+    return forward_run(lambda: call(inputs["prev"], inputs["next"]))
+
+
+def flow_case(op: str, problem: FlowProblem, contenders: Sequence[Contender], left_out: Mapping[str, str]) -> Case:
+    """A case whose truth is the true flow, and whose answers are judged by endpoint errors."""
+
+    def truth(_dtype: str) -> Outputs:
+        return {"y": problem.load().flow.expand(problem.pairs, -1, -1, -1)}
+
+    def score(outputs: Outputs) -> dict[str, float]:
+        return endpoint_errors(outputs["y"], problem.load())
+
+    return Case(
+        op=op,
+        name=problem.name,
+        title=problem.title,
+        kind="forward",
+        device="cpu",
+        shape={"pairs": problem.pairs, "height": problem.size[0], "width": problem.size[1]},
+        contenders=contenders,
+        truth=truth,
+        compare=lambda _, flow: flow[..., problem.load().judged],
+        left_out=left_out,
+        score=score,
+    )

@@ -41,7 +41,9 @@ class Figures:
     high_ms: float | None = None  # third quartile
     ratio: float | None = None  # time of the like-for-like baseline over ours
     overhead_us: float | None = None  # ours less that baseline, where the baseline is short
-    ratio_to_best: float | None = None  # time of the fastest contender of the same dtype that is not ours, over ours
+    ratio_to_best: float | None = (
+        None  # time of the fastest of the same dtype that is not ours, over ours; unscored ones
+    )
     error: float | None = None  # largest relative rms error among the outputs, against float64
     scores: str = ""  # what the field judges such an answer by, in words
     added_mib: float | None = None
@@ -95,7 +97,8 @@ def figures(row: dict[str, Any], peaks: dict[str, float]) -> list[Figures]:
                 for e in row["contenders"]
                 if not e["ours"] and e["dtype"] == entry["dtype"] and (other := median_ms(row, e["name"])) is not None
             ]
-            to_best = min(rivals) / median if rivals else None
+            # answers that are scored differ, and a time says nothing about another answer
+            to_best = min(rivals) / median if rivals and not entry.get("scores") else None
             like = median_ms(row, entry["against"]) if entry["against"] else None
             if like is not None:
                 to_like = like / median

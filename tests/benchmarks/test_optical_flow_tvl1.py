@@ -24,7 +24,7 @@ def warp(image: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
 
 @needs_pictures
 @pytest.mark.parametrize("load", [lambda: photograph(120, 160), motorcycle])
-def test_the_true_flow_takes_one_image_to_the_other(load) -> None:  # type: ignore[no-untyped-def]
+def test_the_true_flow_takes_one_image_to_the_other(load) -> None:
     pair = load()
     there = (warp(pair.next, pair.flow) - pair.prev)[..., pair.judged].abs().mean()
     back = (warp(pair.next, -pair.flow) - pair.prev)[..., pair.judged].abs().mean()

@@ -22,12 +22,23 @@ def test_every_op_with_triton_kernels_has_cases():
     assert {re.sub(r"_grad_\w+$", "", op) for op in with_kernels} == with_cases
 
 
-@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
-def test_in_the_interpreter(cases):
+@pytest.fixture(scope="module")
+def processes():
+    """One for each file of cases, on one thread each, all at once; they take a minute and more."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)]
-    done = subprocess.run(command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True, timeout=600)
-    if "TypeError('only 0-dimensional arrays can be converted to Python scalars')" in done.stdout:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    options = {"cwd": HERE.parents[1], "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    started = {path: subprocess.Popen([*command, str(path)], text=True, **options) for path in CASES}
+    yield started
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_in_the_interpreter(cases, processes):
+    said, _ = processes[cases].communicate(timeout=900)
+    if "TypeError('only 0-dimensional arrays can be converted to Python scalars')" in said:
         pytest.skip("this triton is too old for this numpy: its interpreter cannot loop to a run-time bound")
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    assert processes[cases].returncode == 0, said[-6000:]
+    assert " passed" in said

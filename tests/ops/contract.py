@@ -89,7 +89,7 @@ class Op:
 def _masked_conv2d_samples() -> Iterator[tuple[str, Sample]]:
     """Shapes that have broken convolutions: thin, odd, empty, narrower than the kernel, many or few channels."""
 
-    def sample(n, cin, cout, h, w, kh, kw, bias=True, **options):  # type: ignore[no-untyped-def]
+    def sample(n, cin, cout, h, w, kh, kw, bias=True, **options):
         generator = torch.Generator().manual_seed(n + 3 * cin + 5 * cout + 7 * h + 11 * w + 13 * kh + 17 * kw)
         tensors = {
             "x": torch.randn(n, cin, h, w, generator=generator, dtype=torch.float64),
@@ -141,7 +141,7 @@ def _masked_conv2d_unsupported(sample: Sample, impl: str, dtype: torch.dtype) ->
 def _conv3d_pool3d_samples() -> Iterator[tuple[str, Sample]]:
     """Kernels of all sizes, windows that fit the tiles of no form, and clips that are thinner than either."""
 
-    def sample(n, cin, cout, size, kernel, bias=True, **options):  # type: ignore[no-untyped-def]
+    def sample(n, cin, cout, size, kernel, bias=True, **options):
         generator = torch.Generator().manual_seed(n + 3 * cin + 5 * cout + 7 * sum(size) + 11 * sum(kernel))
         taps = cin * kernel[0] * kernel[1] * kernel[2]
         tensors = {
@@ -187,7 +187,7 @@ def _conv3d_pool3d_unsupported(sample: Sample, impl: str, dtype: torch.dtype) ->
 def _discretized_logistic_mixture_samples() -> Iterator[tuple[str, Sample]]:
     """Colours, depths and numbers of pixels that fill no vector and no task; pixels at both edges in each."""
 
-    def sample(n, channels, mixtures, h, w, levels=256, **options):  # type: ignore[no-untyped-def]
+    def sample(n, channels, mixtures, h, w, levels=256, **options):
         generator = torch.Generator().manual_seed(n + 3 * channels + 5 * mixtures + 7 * h + 11 * w)
         params = torch.randn(n, mixtures * parameters_per_mixture(channels), h, w, generator=generator) * 2
         x = torch.randint(-levels // 8, levels + levels // 8 + 1, (n, channels, h, w), generator=generator)
@@ -238,7 +238,7 @@ def _moving_images(n: int, channels: int, h: int, w: int, init: bool) -> dict[st
 def _optical_flow_dis_samples() -> Iterator[tuple[str, Sample]]:
     """Sides that fill no vector and no patch, several stripes of patches, every size of a patch, levels, branches."""
 
-    def sample(n, channels, h, w, init=False, **options):  # type: ignore[no-untyped-def]
+    def sample(n, channels, h, w, init=False, **options):
         small = {"finest_scale": 0, "patch_stride": 6, "descent_iterations": 3, "refinement_iterations": 1}
         return Sample(_moving_images(n, channels, h, w, init), {**small, **options})
 
@@ -263,7 +263,7 @@ def _optical_flow_dis_positional(sample: Sample, impl: str | None) -> tuple[Any,
 def _optical_flow_tvl1_samples() -> Iterator[tuple[str, Sample]]:
     """Sides that fill no vector, no pyramid and no band; every branch of the iteration, and flows of several pixels."""
 
-    def sample(n, channels, h, w, init=False, **options):  # type: ignore[no-untyped-def]
+    def sample(n, channels, h, w, init=False, **options):
         return Sample(_moving_images(n, channels, h, w, init), {"warps": 2, "inner_iterations": 8, **options})
 
     yield "grey", sample(2, 1, 24, 41)
@@ -287,7 +287,7 @@ def _optical_flow_tvl1_positional(sample: Sample, impl: str | None) -> tuple[Any
 def _warp_samples() -> Iterator[tuple[str, Sample]]:
     """Widths that fill no vector and more than one run; images of one row or column; flows that leave the image."""
 
-    def sample(n, channels, h, w, reach=3.0, **options):  # type: ignore[no-untyped-def]
+    def sample(n, channels, h, w, reach=3.0, **options):
         generator = torch.Generator().manual_seed(n + 3 * channels + 5 * h + 7 * w)
         x = torch.randn(n, channels, h, w, generator=generator, dtype=torch.float64)
         flow = torch.randn(n, 2, h, w, generator=generator, dtype=torch.float64) * reach
@@ -312,6 +312,27 @@ def _warp_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
     assert x is not None
     assert flow is not None
     return x, flow.to(torch.promote_types(x.dtype, torch.float32)), sample.options.get("padding", "zeros"), impl
+
+
+def _optical_flow(public: Any, reference: Any, samples: Any, positional: Any, limit: float) -> Op:
+    """A method of optical flow, whose float32 arithmetic may be off by a limit of its own."""
+    return Op(
+        name=public.__name__,
+        public=public,
+        reference=lambda s: reference(*positional(s, None)[:-1]),
+        samples=samples,
+        torch_op=public.__name__,
+        positional=positional,
+        unsupported=lambda _sample, _impl, _dtype: False,
+        typical="grey",
+        thin="one-row",
+        checked=("grey", "from-init", "empty-batch"),
+        image="prev",
+        more=("next", "init"),
+        constant=("prev", "next", "init"),
+        measures=True,
+        limits={"float32": limit, "bfloat16": limit},
+    )
 
 
 OPS = {
@@ -357,39 +378,11 @@ OPS = {
         constant=("x",),
         measures=True,
     ),
-    "optical_flow_dis": Op(
-        name="optical_flow_dis",
-        public=optical_flow_dis,
-        reference=lambda s: optical_flow_dis_reference(*_optical_flow_dis_positional(s, None)[:-1]),
-        samples=_optical_flow_dis_samples,
-        torch_op="optical_flow_dis",
-        positional=_optical_flow_dis_positional,
-        unsupported=lambda _sample, _impl, _dtype: False,
-        typical="grey",
-        thin="one-row",
-        checked=("grey", "from-init", "empty-batch"),
-        image="prev",
-        more=("next", "init"),
-        constant=("prev", "next", "init"),
-        measures=True,
-        limits={"float32": 5e-4, "bfloat16": 5e-4},
+    "optical_flow_dis": _optical_flow(
+        optical_flow_dis, optical_flow_dis_reference, _optical_flow_dis_samples, _optical_flow_dis_positional, 5e-4
     ),
-    "optical_flow_tvl1": Op(
-        name="optical_flow_tvl1",
-        public=optical_flow_tvl1,
-        reference=lambda s: optical_flow_tvl1_reference(*_optical_flow_tvl1_positional(s, None)[:-1]),
-        samples=_optical_flow_tvl1_samples,
-        torch_op="optical_flow_tvl1",
-        positional=_optical_flow_tvl1_positional,
-        unsupported=lambda _sample, _impl, _dtype: False,
-        typical="grey",
-        thin="one-row",
-        checked=("grey", "from-init", "empty-batch"),
-        image="prev",
-        more=("next", "init"),
-        constant=("prev", "next", "init"),
-        measures=True,
-        limits={"float32": 3e-5, "bfloat16": 3e-5},
+    "optical_flow_tvl1": _optical_flow(
+        optical_flow_tvl1, optical_flow_tvl1_reference, _optical_flow_tvl1_samples, _optical_flow_tvl1_positional, 3e-5
     ),
     "warp": Op(
         name="warp",

@@ -150,13 +150,13 @@ def test_compiles_as_one_graph(op_name, layout, impl):
 def test_compiled_gradients(op_name):
     op, sample = prepared(op_name, OPS[op_name].checked[1], "float32", "cpu")
 
-    def gradients(function):  # type: ignore[no-untyped-def]
+    def gradients(function):
         leaves = {k: v.clone() for k, v in sample.tensors.items() if v is not None}
         variables = {k: v.requires_grad_() for k, v in leaves.items() if k not in op.constant}
         function(leaves).square().sum().backward()
         return {k: v.grad for k, v in variables.items()}
 
-    def call(tensors):  # type: ignore[no-untyped-def]
+    def call(tensors):
         return op.public(**tensors, **sample.options)
 
     torch._dynamo.reset()
@@ -170,7 +170,7 @@ def test_exports(op_name):
     op, sample = prepared(op_name, OPS[op_name].typical, "float32", "cpu")
 
     class Wrapped(torch.nn.Module):
-        def forward(self, batch):  # type: ignore[no-untyped-def]
+        def forward(self, batch):
             return op.public(**{**sample.tensors, **batch}, **sample.options)
 
     batch = {name: sample.tensors[name] for name in op.batched(sample)}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.ops.levels import LEVELS, run_on
 from vidgen import _host
 from vidgen.ops import conv3d_pool3d, conv3d_pool3d_pack
 from vidgen.ops.conv3d_pool3d import plan_of
@@ -351,21 +349,10 @@ def test_a_backward_under_autocast_computes_in_the_forward_s_dtype(impl):
         torch.testing.assert_close(a, b)
 
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
-
-
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level):
-    """The numerical tests of the CPU kernel in a process that is held to one level (or to the best one below)."""
-    if level == _host.isa():
-        return  # that is what every other test here runs
     # the contract's own tests run on every level for masked_conv2d's sake (test_masked_conv2d.py), for all ops
-    numerical = "any_shape or every_form or error_bounds or is_the_formula or first_of_equal"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", numerical, __file__]
-    environment = {**os.environ, "VIDGEN_CPU_ISA": level}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_on(level, [__file__], "any_shape or every_form or error_bounds or is_the_formula or first_of_equal")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidgen import _host
+from tests.ops.levels import LEVELS, run_on
 from vidgen.ops import masked_conv2d, masked_conv2d_pack
 from vidgen.ops.masked_conv2d import keep_mask, plan_of, reference
 
@@ -285,24 +283,13 @@ def test_a_foreign_packed_weight_is_refused():
         masked_conv2d(x, w, mask="B", packed=masked_conv2d_pack(w[:16], mask="B"))
 
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512_bf16")
-
-
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level):
-    """The numerical tests of the CPU kernel in a process that is held to one level (or to the best one below)."""
-    if level == _host.isa():
-        return  # that is what every other test here runs
+    """The numerical tests of the CPU kernels, the contract's for all ops among them."""
     numerical = "agrees_with_float64 or any_shape or gradients_agree or error_bounds or no_later_pixel"
-    # the kernel reads any strides through the same code on every level, so two layouts will do
+    # a kernel reads any strides through the same code on every level, so two layouts will do
     selected = f"({numerical}) and not reference and not sliced and not transposed"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selected]
-    here = os.path.dirname(__file__)
-    environment = {**os.environ, "VIDGEN_CPU_ISA": level}
-    files = [os.path.join(here, name) for name in ("test_contract.py", "test_masked_conv2d.py")]
-    done = subprocess.run([*command, *files], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    run_on(level, [os.path.join(os.path.dirname(__file__), "test_contract.py"), __file__], selected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """One function for every method: presets mean what they say, and what is misspelt is named."""
 
 import inspect
+import math
 from typing import Any
 
 import pytest
@@ -60,6 +61,42 @@ def test_it_compiles_as_one_graph() -> None:
         (ValueError, "impl must be|cannot run here", {"impl": "cuda"}),
     ],
 )
-def test_what_does_not_exist_is_named(error, message, options) -> None:  # type: ignore[no-untyped-def]
+def test_what_does_not_exist_is_named(error, message, options) -> None:
     with pytest.raises((error, RuntimeError), match=message):
         optical_flow(*IMAGES, **options)
+
+
+# Values that no method takes.
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 255.0])
+@pytest.mark.parametrize("name", ["prev", "next"])
+@pytest.mark.parametrize("method", METHODS)
+def test_pixels_that_are_no_grey_levels_are_refused(method: str, impl: str, bad: float, name: str) -> None:
+    for corner in ((1, 2, 39, 42), (1, 0, 0, 0)):
+        images = {"prev": torch.rand(2, 3, 40, 43), "next": torch.rand(2, 3, 40, 43)}
+        images[name][corner] = bad
+        with pytest.raises(RuntimeError, match=rf"^{name} must be finite and, where it is floating point, in \[0, 1\]"):
+            METHODS[method].function(**images, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e7])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_start_that_is_no_flow_is_refused(method: str, impl: str, bad: float) -> None:
+    for corner in ((0, 1, 19, 21), (0, 1, 3, 4)):
+        init = torch.zeros(1, 2, 20, 22)
+        init[corner] = bad
+        with pytest.raises(RuntimeError, match=r"^init must be finite and within 1e6 pixels"):
+            METHODS[method].function(torch.rand(1, 1, 20, 22), torch.rand(1, 1, 20, 22), init=init, impl=impl)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_finite_pixels_within_bounds_give_a_finite_flow(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prev, next = torch.rand(2, 1, 1, 50, 60, generator=generator).round() * 2 - 0.5
+    init = torch.rand(1, 2, 50, 60, generator=generator) * 2e6 - 1e6
+    for preset in METHODS[method].presets:
+        assert optical_flow(prev, next, method=method, preset=preset).isfinite().all()
+        assert optical_flow(prev, next, method=method, preset=preset, init=init).isfinite().all()

@@ -8,36 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.ops.motions import shifted, texture, warped
 from vidgen.ops import optical_flow_tvl1
 from vidgen.ops.optical_flow_tvl1 import PRESETS, level_sizes, reference
-
-
-def texture(height: int, width: int, seed: int = 0) -> Tensor:
-    """A smooth picture (1, 1, H, W) in [0, 1], with detail of four sizes."""
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(1, 1, height, width, dtype=torch.float64)
-    for cell in (4, 8, 16, 32):
-        noise = torch.rand(1, 1, height // cell + 3, width // cell + 3, generator=generator, dtype=torch.float64)
-        size = (noise.shape[2] * cell, noise.shape[3] * cell)
-        fine = torch.nn.functional.interpolate(noise, size=size, mode="bicubic", align_corners=True)
-        total += fine[..., :height, :width] * cell**0.5
-    return (total - total.min()) / (total.max() - total.min()).clamp(min=0.1)
-
-
-def warped(dx: Tensor, dy: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """(prev, next) float32 with next(x + dx, y + dy) = prev(x, y), sampled from one analytic picture."""
-    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
-
-    def picture(x: Tensor, y: Tensor) -> Tensor:
-        waves = [(0.31, 0.12, 0.4), (-0.17, 0.29, 1.9), (0.05, -0.11, 0.8), (0.52, 0.47, 2.7), (-0.09, 0.03, 0.1)]
-        return sum(torch.sin(a * x + b * y + c) for a, b, c in waves) / 12 + 0.5  # type: ignore[return-value]
-
-    return picture(x + dx, y + dy).float()[None, None], picture(x, y).float()[None, None]
-
-
-def shifted(image: Tensor, dx: int, dy: int) -> Tensor:
-    """next for a flow of (dx, dy) everywhere; wraps around at the edges."""
-    return torch.roll(image, (dy, dx), dims=(2, 3))
 
 
 def energy(flow: Tensor, prev: Tensor, next: Tensor, lambda_: float) -> float:
@@ -124,7 +97,7 @@ def test_swapping_the_axes_swaps_the_components(height: int, width: int, seed: i
 )
 def test_the_kernel_is_the_reference_in_double(
     height, width, channels, median, scale_factor, epsilon, inner_iterations, threads
-):  # type: ignore[no-untyped-def]
+):
     """Every size, band and branch, with nothing to hide behind: in float64 rounding is far below any mistake."""
     prev = texture(height, width).expand(1, channels, height, width)
     next = shifted(prev, 1, 0)
@@ -138,7 +111,7 @@ def test_the_kernel_is_the_reference_in_double(
     torch.testing.assert_close(got, reference(prev, next, *args), rtol=0, atol=1e-8)
 
 
-def test_wide_images_of_many_bands_have_the_same_bits_on_every_thread_count(threads) -> None:  # type: ignore[no-untyped-def]
+def test_wide_images_of_many_bands_have_the_same_bits_on_every_thread_count(threads) -> None:
     """Bands that meet at seams, in blocks of ten iterations and of fewer, with a stopping rule to be summed up."""
     prev = texture(160, 900).float()
     next = shifted(prev, 2, 1)
@@ -216,7 +189,7 @@ def test_gradients_of_the_unrolled_form(median: int) -> None:
     init = torch.full((1, 2, 9, 11), 0.3, dtype=torch.float64)
     numbers = [torch.tensor(value, dtype=torch.float64) for value in (0.2, 0.03, 0.4)]
 
-    def flow(prev, next, init, tau, lambda_, theta):  # type: ignore[no-untyped-def]
+    def flow(prev, next, init, tau, lambda_, theta):
         return optical_flow_tvl1(
             prev, next, init=init, tau=tau, lambda_=lambda_, theta=theta, warps=2, inner_iterations=3, median=median,
             differentiable=True,
@@ -239,34 +212,6 @@ def test_gradients_are_finite_where_nothing_moves() -> None:
 
 
 # Bad input.
-
-
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 255.0])
-@pytest.mark.parametrize("name", ["prev", "next"])
-def test_pixels_that_are_no_grey_levels_are_refused(impl: str, bad: float, name: str) -> None:
-    images = {"prev": torch.rand(2, 3, 20, 22), "next": torch.rand(2, 3, 20, 22)}
-    images[name][1, 2, 19, 21] = bad
-    with pytest.raises(RuntimeError, match=rf"^{name} must be finite and, where it is floating point, in \[0, 1\]"):
-        optical_flow_tvl1(**images, impl=impl)
-
-
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e7])
-def test_a_start_that_is_no_flow_is_refused(impl: str, bad: float) -> None:
-    init = torch.zeros(1, 2, 20, 22)
-    init[0, 1, 3, 4] = bad
-    with pytest.raises(RuntimeError, match=r"^init must be finite and within 1e6 pixels"):
-        optical_flow_tvl1(torch.rand(1, 1, 20, 22), torch.rand(1, 1, 20, 22), init=init, impl=impl)
-
-
-def test_any_finite_pixels_within_bounds_give_a_finite_flow() -> None:
-    generator = torch.Generator().manual_seed(0)
-    prev, next = torch.rand(2, 1, 1, 50, 60, generator=generator).round() * 2 - 0.5
-    init = torch.rand(1, 2, 50, 60, generator=generator) * 2e6 - 1e6
-    for preset in PRESETS.values():
-        assert optical_flow_tvl1(prev, next, **preset).isfinite().all()
-        assert optical_flow_tvl1(prev, next, init=init, **preset).isfinite().all()
 
 
 IMAGE = torch.zeros(2, 3, 8, 9)
@@ -300,7 +245,7 @@ IMAGE = torch.zeros(2, 3, 8, 9)
         (ValueError, "prev must not require a gradient", {"prev": IMAGE.clone().requires_grad_()}),
     ],
 )
-def test_bad_arguments_are_named(error, message, change) -> None:  # type: ignore[no-untyped-def]
+def test_bad_arguments_are_named(error, message, change) -> None:
     with pytest.raises(error, match=message):
         optical_flow_tvl1(**{"prev": IMAGE, "next": IMAGE, **change})
 

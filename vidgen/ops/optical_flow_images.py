@@ -1,4 +1,4 @@
-"""What methods of optical flow ask of their images, and grey levels from them."""
+"""What the methods of optical flow share: what they ask of their images, and grey levels from them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from vidgen.ops.backends import requested
 
 
 def grey(images: Tensor) -> Tensor:
@@ -68,3 +70,27 @@ def check_count(name: str, value: Any, most: int, least: int = 1) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not least <= value <= most:
         raise ValueError(f"{name} must be from {least} to {most}, got {value}")
+
+
+def prepared(prev: Tensor, next: Tensor, init: Tensor | None, impl: str | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Checked arguments as the ops take them: images (N, C, H, W), uint8, float32 or float64; init of their precision.
+
+    Raises:
+        RuntimeError: values that the reference on the CPU refuses. It is reached through C++, and its own sentence does
+            not find its way back.
+    """
+    if prev.dim() == 3:
+        prev, next = prev.unsqueeze(1), next.unsqueeze(1)
+    if prev.dtype not in (torch.uint8, torch.float32, torch.float64):
+        prev, next = prev.float(), next.float()
+    if init is not None:
+        init = init.to(torch.float64 if prev.dtype == torch.float64 else torch.float32)
+    if requested(impl) == "reference" and prev.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_values(prev, next, init)
+    return prev, next, init
+
+
+def fake_flow(prev: Tensor, next: Tensor, init: Tensor | None, *_args: Any) -> Tensor:
+    """A flow of the right shape and dtype, for tracing."""
+    dtype = torch.float64 if prev.dtype == torch.float64 else torch.float32
+    return torch.empty((prev.shape[0], 2, *prev.shape[2:]), dtype=dtype, device=prev.device)

@@ -47,8 +47,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidgen.ops.backends import TABLE, Backend, always, reference_row, requested
-from vidgen.ops.optical_flow_images import check_count, check_images, check_values, grey
+from vidgen.ops.backends import TABLE, Backend, always, reference_row
+from vidgen.ops.optical_flow_images import check_count, check_images, check_values, fake_flow, grey, prepared
 from vidgen.ops.registration import register_selection
 
 _OP = "optical_flow_tvl1"
@@ -221,11 +221,7 @@ TABLE[_OP] = (Backend("cpu", ("cpu",), always, _cpu_supports, run=None), referen
 # Registration: shapes, selection.
 
 
-@torch.library.register_fake("vidgen::optical_flow_tvl1")
-def _(prev, next, init, *_args):  # type: ignore[no-untyped-def]
-    dtype = torch.float64 if prev.dtype == torch.float64 else torch.float32
-    return torch.empty((prev.shape[0], 2, *prev.shape[2:]), dtype=dtype, device=prev.device)
-
+torch.library.register_fake("vidgen::optical_flow_tvl1", fake_flow)
 
 _op = torch.ops.vidgen.optical_flow_tvl1.default
 
@@ -307,23 +303,17 @@ def optical_flow_tvl1(
         raise ValueError(f"median must be 0, 3 or 5, got {median!r}")
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < math.inf:
         raise ValueError(f"epsilon must be a finite number of at least 0, got {epsilon!r}")
-    if prev.dim() == 3:
-        prev, next = prev.unsqueeze(1), next.unsqueeze(1)
-    if prev.dtype not in (torch.uint8, torch.float32, torch.float64):
-        prev, next = prev.float(), next.float()
-    if init is not None:
-        init = init.to(torch.float64 if prev.dtype == torch.float64 else torch.float32)
     rest = (levels, float(scale_factor), warps, outer_iterations, inner_iterations, int(median), float(epsilon))
     if differentiable:
         if epsilon > 0:
             raise ValueError(f"epsilon must be 0 where differentiable=True: all iterations are done, got {epsilon}")
         if impl not in (None, "reference"):
             raise ValueError(f"impl must be None or 'reference' where differentiable=True, got {impl!r}")
+        prev, next, init = prepared(prev, next, init, None)
         with torch.autocast(prev.device.type, enabled=False):
             return reference(prev, next, init, tau, lambda_, theta, *rest)
     for name, tensor in (("prev", prev), ("next", next), ("init", init)):
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must not require a gradient unless differentiable=True; pass {name}.detach()")
-    if requested(impl) == "reference" and prev.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_values(prev, next, init)  # C++ hands the call over, and such a sentence does not find its way back
+    prev, next, init = prepared(prev, next, init, impl)
     return _op(prev, next, init, float(tau), float(lambda_), float(theta), *rest, impl)
