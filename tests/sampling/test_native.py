@@ -8,6 +8,7 @@ import torch
 from vidgen.models import PixelCNN, PixelCNNPP
 from vidgen.sampling import Categorical, generate, trace
 from vidgen.sampling.native import compile_program, supports
+from vidgen.sampling.program import Buffer, Index, Linear, Pointwise, Program, Read, When
 
 from . import networks
 from .test_plan import build, draw, forward
@@ -233,3 +234,61 @@ def test_double_and_small_networks_use_one_member_for_few_channels(threads):
     model = build("plain")
     images, met = draw(model, "cpu", 5)
     torch.testing.assert_close(met, forward(model, images), rtol=1e-11, atol=1e-12)
+
+
+def rewritten_while_others_read() -> Program:
+    """`a` is read by a product, then written by an elementwise function that reads nothing of others."""
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator) / rows**0.5
+
+    pixel = When("pixel")
+    x, t, a, b, logits = range(5)
+    left = Read(x, 0, 1, column=Index(offset=-1))
+    return Program(
+        shape=(1, 6, 16),
+        steps=1,
+        buffers=(
+            Buffer("x", 1, 6, 16, 1, left=1),
+            *(Buffer(name, channels, 6, 16, 1) for name, channels in (("t", 64), ("a", 64), ("b", 512), ("logits", 5))),
+        ),
+        instructions=(
+            Linear(pixel, t, (left,), matrix(1, 64)),
+            Linear(pixel, a, (left,), matrix(1, 64)),
+            Linear(pixel, b, (Read(a, 0, 64),), matrix(64, 512)),
+            Pointwise(pixel, a, "scale", (Read(t, 0, 64),), (100.0, 1.0)),
+            Linear(pixel, logits, (Read(a, 0, 64), Read(b, 0, 512)), matrix(576, 5)),
+        ),
+        inputs=(x,),
+        outputs=((logits, 0),),
+        parameters=5,
+    )
+
+
+def test_nothing_is_overwritten_that_others_still_read(threads):
+    program, n = rewritten_while_others_read(), 64
+    native = compile_program(program, torch.float32)
+
+    def met() -> torch.Tensor:
+        record = torch.full((n, 5, 1, 6, 16), torch.nan)
+        size = (n, 1, 6, 16)
+        native.run(
+            torch.zeros(program.offsets(n)[1]),
+            torch.zeros(size),
+            torch.zeros(size, dtype=torch.bool),
+            torch.full((*size, 2), 0.5, dtype=torch.float64),
+            Categorical(5),
+            first=0,
+            last=6,
+            temperature=1.0,
+            quantize=True,
+            parameters=record,
+        )
+        return record
+
+    threads(1)
+    alone = met()
+    threads(2)
+    for _ in range(20):
+        assert torch.equal(met(), alone)
