@@ -28,6 +28,12 @@ VIDGEN_INLINE void sample(const Flow<T>& flow, T x, T y, T* u, T* v) {
   *v = at(flow.v);
 }
 
+template <class T, int P>
+VIDGEN_INLINE void add_row(T* at, const PatchRow<T, P>& value) {
+  const PatchRow<T, P> sum = value + load_row<T, P>(at);
+  __builtin_memcpy(at, &sum, sizeof sum);
+}
+
 // The flow of rows [begin, end): the mean of the displacements of all patches that cover a pixel, weighted by
 // 1 / max(1, |I1(x + w) - I0(x)|). Patches are added in order, so that any cut into rows gives the same bits.
 template <class T, int P>
@@ -54,15 +60,9 @@ void densify_rows(const Patches<T, P>& patches, const Flow<T>& flow, const Plane
       residual_rows<T, P>(level.prev.row(y) + x, level.prev.pitch, place, level.next.pitch, from, to,
                           [&](int64_t i, const Row& r) __attribute__((always_inline)) {
                             const Row size = r < 0 ? -r : r, w = one / (size > one ? size : one);
-                            const auto add = [&](const Plane<T>& plane, const Row& value)
-                                                 __attribute__((always_inline)) {
-                                                   T* const at = plane.row(y + i) + x;
-                                                   const Row sum = value + load_row<T, P>(at);
-                                                   __builtin_memcpy(at, &sum, sizeof sum);
-                                                 };
-                            add(weight, w);
-                            add(flow.u, w * u);
-                            add(flow.v, w * v);
+                            add_row<T, P>(weight.row(y + i) + x, w);
+                            add_row<T, P>(flow.u.row(y + i) + x, w * u);
+                            add_row<T, P>(flow.v.row(y + i) + x, w * v);
                           });
     }
   }
