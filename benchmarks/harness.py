@@ -100,6 +100,7 @@ class Case:
     compare: Callable[[str, Tensor], Tensor] = field(default=lambda _, value: value)
     left_out: Mapping[str, str] = field(default_factory=dict)  # who cannot be measured here: name -> why not
     weighed: bool = True  # its memory says something
+    least_rounds: int = 5
     score: Callable[[Outputs], Mapping[str, float]] | None = None  # what the field judges an answer by: name -> figure
 
     def contender(self, name: str) -> Contender:
@@ -258,7 +259,9 @@ def measure(
         if entry["failure"]:
             del runs[contender.name]
     with Others() as others:
-        timings = interleave(runs, clock=clock or clock_for(case.device), budget_s=budget_s)
+        timings = interleave(
+            runs, clock=clock or clock_for(case.device), budget_s=budget_s, min_rounds=case.least_rounds
+        )
     for name, timing in timings.items():
         parts = entries[name]["parts"]
         entries[name].update(timing, samples_ms=[sample * parts for sample in timing["samples_ms"]])
