@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vidgen.ops import conv3d_pool3d, conv3d_pool3d_pack
 
-from .contenders import baseline, forward_run, frozen, own, torch_dtype, with_tf32
+from .contenders import baseline, forward_run, frozen, in_bfloat16, own, torch_dtype, with_tf32
 from .conv3d_problems import CUDA, FULL, QUICK, RESIDUAL, SMALL_C3D, Layer, Problem, Size, trunk
 from .harness import Case, Contender, Outputs, Run
 from .peers import openvino_peer, ort
@@ -310,10 +310,12 @@ def _cpu_case(problem: Problem, full: bool) -> Case:
         own("vidgen NDHWC", "float32", ndhwc, packed, planned, "eager channels_last_3d"),
         own("vidgen NCDHW", "float32", ncdhw, packed, planned, "eager contiguous"),
         own("vidgen NDHWC, packing", "float32", ndhwc, unpacked, planned, "eager channels_last_3d"),
+    ]
+    in_16_bits, left_out = in_bfloat16(
         baseline("eager bf16", "bfloat16", ndhwc_bf16, eager, direct_bf16),
         own("vidgen NDHWC bf16", "bfloat16", ndhwc_bf16, packed, planned_bf16, "eager bf16"),
-    ]
-    left_out = {}
+    )
+    contenders += in_16_bits
     for name, peer, dtype, work in (
         (ort.NAME, ort, "float32", direct),
         (openvino_peer.NAME, openvino_peer, "float32", direct),

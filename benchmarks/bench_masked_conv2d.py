@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contenders import baseline, forward_run, frozen, own, torch_dtype, with_tf32
+from .contenders import baseline, forward_run, frozen, in_bfloat16, own, torch_dtype, with_tf32
 from .harness import Case, Contender, Outputs, Run
 
 OP = "masked_conv2d"
@@ -259,13 +259,16 @@ def _cpu_case(problem: Problem, full: bool) -> Case:
         own("vidgen NCHW", "float32", nchw, packed, kept, "eager contiguous"),
         own("vidgen NHWC, packing", "float32", nhwc, unpacked, kept, "eager channels_last"),
         own("vidgen NCHW, packing", "float32", nchw, unpacked, kept, "eager contiguous"),
+    ]
+    in_16_bits, left_out = in_bfloat16(
         baseline("eager bf16", "bfloat16", nhwc_bf16, eager, every_bf16),
         own("vidgen NHWC bf16", "bfloat16", nhwc_bf16, packed, kept_bf16, "eager bf16"),
-    ]
+    )
+    contenders += in_16_bits
     if full:
         build = partial(_build_frozen, problem)
         contenders.insert(3, baseline("torch.compile, frozen", "float32", nhwc, build, every, compiled=True))
-    return _case(problem, "forward", "cpu", contenders)
+    return _case(problem, "forward", "cpu", contenders, left_out=left_out)
 
 
 def _cpu_backward_case(problem: Problem) -> Case:
@@ -306,7 +309,14 @@ def _cuda_case(problem: Problem, dtype: str) -> Case:
     return _case(problem, "forward", "cuda", contenders, suffix=f"-{dtype}")
 
 
-def _case(problem: Problem, kind: str, device: str, contenders: list[Contender], suffix: str = "") -> Case:
+def _case(
+    problem: Problem,
+    kind: str,
+    device: str,
+    contenders: list[Contender],
+    suffix: str = "",
+    left_out: Mapping[str, str] | None = None,
+) -> Case:
     grad = kind != "forward"
     return Case(
         op=OP,
@@ -319,4 +329,5 @@ def _case(problem: Problem, kind: str, device: str, contenders: list[Contender],
         contenders=contenders,
         truth=partial(_truth, problem, grad),
         compare=partial(_compare, problem),
+        left_out=left_out or {},
     )
