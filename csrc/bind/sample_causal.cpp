@@ -65,9 +65,17 @@ constexpr auto kRollCall = std::chrono::milliseconds(2);
 // Multiply-adds (two microseconds) for which meeting before and after them pays.
 constexpr int64_t kWorkOfMember = 64 * 1024;
 
-// Members that have enough to do between two meetings: the mean work of a linear instruction, for all images, at the
-// places of a moment.
-int64_t members_for(DecodedProgram& decoded, int64_t images) {
+// Rows of a member that draws images of its own: with fewer, weights are read too often for too little.
+constexpr int64_t kRowsOfMember = 12;
+
+struct Members {
+  int64_t count;
+  bool by_images;
+};
+
+// Members that draw images of their own, where there are enough of them. Else as many as have enough to do between two
+// meetings: the mean work of a linear instruction, for all images, at the places of a moment.
+Members members_for(DecodedProgram& decoded, int64_t images) {
   const SamplingProgram& p = decoded.program();
   int64_t work = 0, count = 0;
   for (const SamplingInstruction& i : decoded.instructions()) {
@@ -75,10 +83,12 @@ int64_t members_for(DecodedProgram& decoded, int64_t images) {
     work += int64_t(i.depth) * i.channels;
     ++count;
   }
+  const int64_t threads = torch::stable::get_num_threads();
   // how many pixels a time of the wavefront has
   const int64_t places = p.wave == 0 ? 1 : std::max<int64_t>(1, p.height * p.width / (p.width + p.wave * p.height));
+  if (images / threads * places >= kRowsOfMember) return {threads, true};
   const int64_t members = count == 0 ? 1 : work / count * images * places / kWorkOfMember;
-  return std::clamp<int64_t>(members, 1, torch::stable::get_num_threads());
+  return {std::clamp<int64_t>(members, 1, threads), false};
 }
 
 // Runs work(team, member) on `wanted` of torch's threads, or those of them that come in time.
@@ -149,6 +159,7 @@ void sample_causal(Tensor program, Tensor packed, bool narrow_weights, Tensor st
         first, " and ", last);
   check(top >= 0 && top <= p.height, "top must be within 0 ... ", p.height, ", got ", top);
   if (n == 0) return;
+  const Members members = members_for(decoded, n);
   const SamplingCall call{p,
                           {mixtures > 0, mixtures, levels, temperature, quantize},
                           types,
@@ -162,8 +173,9 @@ void sample_causal(Tensor program, Tensor packed, bool narrow_weights, Tensor st
                           first,
                           last,
                           top,
-                          whole_rows};
-  with_team(members_for(decoded, n), sampling_kernels().scratch_bytes(call),
+                          whole_rows,
+                          members.by_images};
+  with_team(members.count, sampling_kernels().scratch_bytes(call),
             [&](Team& team, int member) { sampling_kernels().run(call, team, member, scratch(0)); });
 }
 

@@ -1,11 +1,13 @@
 // Running a sampling program: what one member of a team does.
 //
-// Every member walks through the same instructions at the same places and computes its share of the channels of each:
-// weights are read once by the team, and a member finds its own in its cache again at the next pixel. Members meet
-// where one reads what another has written since they last met, or writes what another may still be reading: before the
-// products, which read all channels, not between an elementwise function and what it is applied to; twice for each
-// residual block. All members keep the same account of what has been written and read since, so all come to the same
-// meetings.
+// Where each member has several images, it draws those as if it were alone, and meets nobody.
+//
+// Otherwise every member walks through the same instructions at the same places and computes its share of the channels
+// of each: weights are read once by the team, and a member finds its own in its cache again at the next pixel. Members
+// meet where one reads what another has written since they last met, or writes what another may still be reading:
+// before the products, which read all channels, not between an elementwise function and what it is applied to; twice
+// for each residual block. All members keep the same account of what has been written and read since, so all come to
+// the same meetings.
 //
 // The floor for one image at a time: all pixel-rate weights pass through the processor once per pixel (PixelCNN++ of 5
 // resnets and 160 filters: 20 GB for 32 x 32), for many images: the multiply-adds over the peak.
@@ -22,15 +24,19 @@ namespace {
 template <class T, class W>
 class Member {
  public:
-  Member(const SamplingCall& call, Team& team, int member, void* scratch)
-      : call_(call), p_(call.program), team_(team), member_(member), members_(team.members()), n_(call.images) {
+  Member(const SamplingCall& call, Team& team, int member, void* scratch) : call_(call), p_(call.program), team_(team) {
+    const Share own(call.images, member, team.members());
+    member_ = call.by_images ? 0 : member;
+    members_ = call.by_images ? 1 : team.members();
+    first_image_ = call.by_images ? own.begin : 0;
+    n_ = call.by_images ? own.end - own.begin : call.images;
     room_.lay_out(call, static_cast<char*>(scratch));
     for (int64_t c = 0; c < room_.zero_count; ++c) room_.zeros[c] = T(0);
     T* next = static_cast<T*>(call.state);
     for (int64_t b = 0; b < p_.buffer_count; ++b) {
-      room_.base[b] = next;
+      room_.base[b] = next + first_image_ * p_.buffers[b].channels;
       room_.written[b] = room_.seen[b] = {-1, 0, 0};
-      next += int64_t(p_.buffers[b].rows) * p_.buffers[b].columns * n_ * p_.buffers[b].channels;
+      next += int64_t(p_.buffers[b].rows) * p_.buffers[b].columns * call.images * p_.buffers[b].channels;
     }
     for (int64_t i = 0; i < p_.instruction_count; ++i) {
       const SamplingInstruction& instruction = p_.instructions[i];
@@ -91,17 +97,17 @@ class Member {
 
   // Instructions.
 
-  // The first image at a place; the next ones follow at buffer.channels.
+  // The member's first image at a place; the next ones follow at buffer.channels.
   T* at_place(int32_t number, int32_t line, int32_t column) const {
     const SamplingBuffer& b = p_.buffers[number];
     const int64_t slot = b.rows == b.height ? line : line % b.rows;
-    return room_.base[number] + (slot * b.columns + b.left + column) * n_ * b.channels;
+    return room_.base[number] + (slot * b.columns + b.left + column) * call_.images * b.channels;
   }
 
   // What a read finds for a reader at a place: null where the line does not exist.
   const T* found(const SamplingRead& read, int32_t line, int32_t column) const {
     const SamplingBuffer& b = p_.buffers[read.source];
-    if (b.everywhere) return room_.base[read.source] + b.left * n_ * b.channels + read.start;
+    if (b.everywhere) return room_.base[read.source] + b.left * call_.images * b.channels + read.start;
     const int32_t source_line = at(read.row, line);
     if (source_line < 0 || source_line >= b.height) return nullptr;
     return at_place(read.source, source_line, at(read.column, column)) + read.start;
@@ -258,7 +264,7 @@ class Member {
   }
 
   bool row_is_known(int64_t row) const {
-    for (int64_t plane = 0; plane < n_ * p_.channels; ++plane)
+    for (int64_t plane = first_image_ * p_.channels; plane < (first_image_ + n_) * p_.channels; ++plane)
       for (int64_t column = 0; column < p_.width; ++column)
         if (!call_.known[(plane * p_.height + row) * p_.width + column]) return false;
     return true;
@@ -350,7 +356,7 @@ class Member {
   }
 
   int64_t pixel(int64_t image, int64_t channel, int64_t row, int64_t column) const {
-    return ((image * p_.channels + channel) * p_.height + row) * p_.width + column;
+    return (((first_image_ + image) * p_.channels + channel) * p_.height + row) * p_.width + column;
   }
 
   // Draws a step of a pixel, or takes what is known.
@@ -378,14 +384,15 @@ class Member {
     const T* from = parameters_at(image, step, row, column);
     T* to = static_cast<T*>(call_.parameters);
     for (int64_t k = 0; k < p_.parameters; ++k)
-      to[(((image * p_.parameters + k) * p_.steps + step) * p_.height + row) * p_.width + column] = from[k];
+      to[((((first_image_ + image) * p_.parameters + k) * p_.steps + step) * p_.height + row) * p_.width + column] =
+          from[k];
   }
 
   const SamplingCall& call_;
   const SamplingProgram& p_;
   Team& team_;
-  const int member_, members_;
-  const int64_t n_;
+  int member_, members_;
+  int64_t first_image_, n_;
   Room<T> room_;
   int64_t meeting_ = 0, first_row_ = 0, first_column_ = 0, last_lag_ = 0;
 };

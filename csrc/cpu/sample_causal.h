@@ -97,6 +97,7 @@ struct SamplingCall {
   void* parameters;     // [images][parameters][steps][height][width], or null
   int64_t images, first, last, top;
   bool whole_rows;
+  bool by_images;  // members share the images, not the channels
 };
 
 struct SampleCausalTable {

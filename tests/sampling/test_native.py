@@ -15,34 +15,31 @@ from .test_plan import build, draw, forward
 
 WIDE = {
     # more panels than members, reads of several chains, a wavefront
-    "pixelcnn": lambda: PixelCNN((1, 10, 12), levels=7, hidden=40, blocks=2),
-    "pixelcnn++": lambda: PixelCNNPP((3, 9, 8), resnets=1, filters=36, mixtures=3, levels=256),
-    "streams": lambda: networks.Streams((1, 7, 9), width=37),
+    "pixelcnn": lambda times: PixelCNN((1, 10, 12), levels=7, hidden=40 * times, blocks=2),
+    "pixelcnn++": lambda times: PixelCNNPP((3, 9, 8), resnets=1, filters=36 * times, mixtures=3, levels=256),
+    "streams": lambda times: networks.Streams((1, 7, 9), width=37 * times),
 }
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def wide(name: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def wide(name: str, dtype: torch.dtype = torch.float32, times: int = 1) -> torch.nn.Module:
     torch.manual_seed(0)
-    return WIDE[name]().to(dtype).eval()
+    return WIDE[name](times).to(dtype).eval()
 
 
+@pytest.mark.parametrize(
+    ("images", "times"),
+    # many images, which threads share; few, but channels enough for several threads
+    [(100, 1), (7, 3)],
+)
 @pytest.mark.parametrize("name", WIDE)
-def test_same_bits_on_any_number_of_threads_and_on_every_run(name, threads):
-    model = wide(name)
+def test_same_bits_on_any_number_of_threads_and_on_every_run(name, images, times, threads):
+    model = wide(name, times=times)
     seen = []
     for count in (1, 2, 3, 2, 7, 2):
         threads(count)
-        # as many as give several members enough to do
-        seen.append(draw(model, "cpu", 48))
-    for images, met in seen[1:]:
-        assert torch.equal(images, seen[0][0])
+        seen.append(draw(model, "cpu", images))
+    for drawn, met in seen[1:]:
+        assert torch.equal(drawn, seen[0][0])
         assert torch.equal(met, seen[0][1])
 
 
