@@ -1,9 +1,11 @@
 # Every target sets up what it needs; a second call reuses it. `make` alone lists them.
 #   PYTHON  the interpreter to start from (3.11 or newer); if it has PyTorch 2.11 or newer, that one is used
 #   TORCH   what pip installs where there is none
+#   JOBS    processes that share the tests; each takes 1 GB
 #   ARGS    goes on to the command behind the target: make report ARGS=--full, make test ARGS='-k digits'
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+JOBS ?= 2
 ARGS ?=
 
 VENV := .venv
@@ -24,7 +26,7 @@ report:  ## train the demo, run the benchmarks, write report/index.html
 
 test:  ## build, then run the tests
 	@$(SETUP) test
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint:  ## ruff, mypy and clang-format, changing nothing
 	@$(SETUP) test,lint

@@ -3,9 +3,16 @@
 import os
 
 os.environ["VIDGEN_POISON_SCRATCH"] = "1"  # read when the native library first runs a kernel
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that have nothing to do leave the cores to the other process
 
+import hypothesis
 import pytest
 import torch
+
+# how long an example takes is a matter of the machine
+hypothesis.settings.register_profile("vidgen", deadline=None)
+hypothesis.settings.load_profile("vidgen")
 
 #: device type -> backends that a test may force there
 BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}

@@ -77,7 +77,7 @@ def test_the_rule_error_raises_only_where_a_frame_is_missing():
     clip_indices(9, length=5, stride=2, policy="mmaction", out_of_range="error")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 400),
     st.integers(1, 40),

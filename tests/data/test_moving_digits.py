@@ -25,7 +25,7 @@ def frame_set(video):
     return sorted(frame.numpy().tobytes() for frame in video[0])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SIZES)
 def test_a_clip_shows_the_same_frames_in_every_class(sizes):
     clips = [moving_digits("train", n=6, motion=motion, **sizes) for motion in MOTIONS]
@@ -72,7 +72,7 @@ def test_classes_are_what_they_are_called():
         assert ((turns - expected * 15 / 16).abs() < 0.15).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SIZES)
 def test_flow_carries_every_frame_to_the_next(sizes):
     clips = moving_digits("test", n=4, **sizes)

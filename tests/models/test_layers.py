@@ -204,7 +204,7 @@ def seen(model, size, output=lambda y: y):
     return tuple((touched.amax(0) - touched.amin(0) + 1).tolist())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["conv", "pool"]), *[st.integers(1, 3)] * 6).map(list),

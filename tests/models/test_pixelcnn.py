@@ -127,7 +127,7 @@ def test_gradients_reach_every_kept_weight_and_no_masked_one():
         assert (layer.weight.grad[:, :, kh // 2, kw // 2][hidden] == 0).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     channels=st.integers(1, 4),
     height=st.integers(1, 6),

@@ -44,7 +44,7 @@ def scattered(x, weight, bias, stride, mode):
     return y
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     mode=st.sampled_from(MODES),
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),

@@ -33,7 +33,7 @@ def problems(draw):
     return problem(draw(st.integers(1, 3)), draw(channels), draw(channels), size, kernel, padding, share)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_gradients_are_those_of_the_reference(arguments):
     grad, x, kernel, padding = arguments

@@ -230,7 +230,7 @@ shapes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120, derandomize=True)
 @given(shapes)
 def test_any_shape_and_its_adjoints(s):
     """Forward against float64, and ⟨z(x), g⟩ = ⟨x, z*(g)⟩ = ⟨w, grad_w⟩ where nothing is pooled."""

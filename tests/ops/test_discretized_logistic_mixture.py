@@ -142,7 +142,7 @@ extremes = st.sampled_from([0.0, 1.0, -1.0, -6.999, -7.0, -7.001, -20.0, 20.0, 9
 ordinary = st.floats(-8, 8, width=32)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     channels=st.integers(1, 3),
     levels=st.sampled_from([2, 3, 256, 65536]),

@@ -241,7 +241,7 @@ shapes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(shapes)
 def test_any_shape_and_its_adjoints(s):
     """Forward against the textbook form, and ⟨conv(x), g⟩ = ⟨x, conv*(g)⟩ = ⟨w, grad_w⟩ for the two adjoints."""

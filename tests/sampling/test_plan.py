@@ -337,7 +337,7 @@ class MaskedFirst(nn.Module):
         return above + networks.right(self.left(F.pad(x, (1, 0))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(random_network())
 def test_random_networks(description):
     torch.manual_seed(description[-1])
