@@ -4,6 +4,7 @@ Weights are in the format of the common PyTorch port: a state dict of ``weight_v
 """
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -140,3 +141,36 @@ class Published:
         assert not u_list
         assert not ul_list
         return self.nin(F.elu(ul), "nin_out").permute(0, 3, 1, 2)
+
+
+def published_loss(params, x):
+    """The log-likelihood that the published loss is made of: RGB, 8 bits; layout (N, H, W, channels) as there."""
+    x, params = x.permute(0, 2, 3, 1), params.permute(0, 2, 3, 1)
+    n, h, w, _ = x.shape
+    k = params.shape[3] // 10
+    logits, rest = params[..., :k], params[..., k:].reshape(n, h, w, 3, 3 * k)
+    means, log_scales = rest[..., :k], torch.maximum(rest[..., k : 2 * k], torch.tensor(-7.0, dtype=x.dtype))
+    coeffs = torch.tanh(rest[..., 2 * k :])
+    x = x[..., None].expand(n, h, w, 3, k)
+    m2 = means[..., 1, :] + coeffs[..., 0, :] * x[..., 0, :]
+    m3 = means[..., 2, :] + coeffs[..., 1, :] * x[..., 0, :] + coeffs[..., 2, :] * x[..., 1, :]
+    centered = x - torch.stack([means[..., 0, :], m2, m3], dim=3)
+    inv_stdv = torch.exp(-log_scales)
+    plus_in, min_in, mid_in = (inv_stdv * (centered + shift) for shift in (1 / 255, -1 / 255, 0.0))
+
+    def softplus(t):
+        return torch.logaddexp(t, torch.zeros_like(t))
+
+    cdf_delta = torch.sigmoid(plus_in) - torch.sigmoid(min_in)
+    log_pdf_mid = mid_in - log_scales - 2 * softplus(mid_in)
+    log_probs = torch.where(
+        x < -0.999,
+        plus_in - softplus(plus_in),
+        torch.where(
+            x > 0.999,
+            -softplus(min_in),
+            torch.where(cdf_delta > 1e-5, torch.log(cdf_delta.clamp(min=1e-12)), log_pdf_mid - math.log(127.5)),
+        ),
+    )
+    log_probs = log_probs.sum(dim=3) + torch.log_softmax(logits, dim=-1)
+    return torch.logsumexp(log_probs, dim=-1).sum(dim=(1, 2))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.models.causality import assert_all_the_past_is_seen, assert_no_bit_leaks
-from tests.models.pixelcnnpp_published import Published, random_checkpoint
+from tests.models.pixelcnnpp_published import Published, published_loss, random_checkpoint
 from vidgen.models import PixelCNNPP, load_checkpoint, save_checkpoint
 from vidgen.nn import GatedResnet, fold_weight_norm, initialize_from_data
 
@@ -63,6 +63,21 @@ def test_the_ports_checkpoint_in_float32():
     scale = float(exact.square().mean().sqrt())
     assert float((ours - exact).abs().max()) < 1e-5 * scale
     assert float((ours - exact).square().mean()) < 2 * float((theirs - exact).square().mean())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_the_ports_likelihood(dtype, bound):
+    state = random_checkpoint(resnets=2, filters=16, mixtures=5)
+    state["nin_out.lin_a.bias"][10:15] -= 6  # red's log-scales: far from narrow logistics the published loss differs
+    images = torch.randint(256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images[0, :, :4], images[1, :, 4:] = 0, 255
+    x = (images.double() - 127.5) / 127.5
+    expected = published_loss(Published(state)(x), x)
+    model = PixelCNNPP.from_port(state, image_size=(8, 8), likelihood="openai").to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(model.log_prob(images).double(), expected, rtol=bound, atol=0)
+        other = PixelCNNPP.from_port(state, image_size=(8, 8)).log_prob(images)
+    assert float(((other - expected) / expected).abs().max()) > 1e-4
 
 
 def test_what_a_checkpoint_says_of_sizes_is_believed():
@@ -186,6 +201,7 @@ def test_the_published_size():
         ({"levels": 1}, "levels: expected at least 2"),
         ({"classes": -1}, "classes: expected at least 0"),
         ({"dropout": 1.0}, "dropout: expected a number"),
+        ({"likelihood": "best"}, "mode: expected one of exact, openai, got 'best'"),
     ],
 )
 def test_bad_sizes_are_named(arguments, message):

@@ -4,7 +4,7 @@ A head knows nothing of pixels' places. ``log_prob`` scores whole images in trai
 one step, already picked out by an executor, into values.
 """
 
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vidgen.ops.discretized_logistic_mixture import (
     LOG_SCALE_FLOOR,
+    Mode,
     discretized_logistic_mixture,
     parameters_per_mixture,
     split_parameters,
@@ -103,9 +104,10 @@ class LogisticMixture:
         mixtures: number K of logistics, at least 1.
         channels: 1 to 3.
         levels: number of grey levels, at least 2.
+        mode: of the likelihood: "exact", or "openai", the approximation that was published. What is drawn is the same.
     """
 
-    def __init__(self, mixtures: int, channels: int, levels: int):
+    def __init__(self, mixtures: int, channels: int, levels: int, mode: Mode = "exact"):
         for name, value, least, most in (
             ("mixtures", mixtures, 1, None),
             ("channels", channels, 1, 3),
@@ -114,7 +116,10 @@ class LogisticMixture:
             if value < least or (most is not None and value > most):
                 expected = f"at least {least}" if most is None else f"{least} to {most}"
                 raise ValueError(f"{name}: expected {expected}, got {value}")
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode: expected one of {', '.join(get_args(Mode))}, got {mode!r}")
         self.mixtures, self.channels, self.levels = mixtures, channels, levels
+        self.mode: Mode = mode
 
     @property
     def parameters_per_pixel(self) -> int:
@@ -161,4 +166,5 @@ class LogisticMixture:
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """log p(x) in nats. parameters (N, P, H, W), integers x (N, C, H, W) in 0 … levels−1 -> (N,)."""
         dtype = torch.float64 if parameters.dtype == torch.float64 else torch.float32
-        return discretized_logistic_mixture(parameters, scale_levels(x, self.levels, dtype), levels=self.levels)
+        x = scale_levels(x, self.levels, dtype)
+        return discretized_logistic_mixture(parameters, x, levels=self.levels, mode=self.mode)

@@ -32,6 +32,7 @@ from vidgen.models.autoregressive.image_model import ImageModel, check_sizes
 from vidgen.models.autoregressive.pixelcnnpp_port import port_config, port_weights
 from vidgen.models.weights import read_weights
 from vidgen.nn import GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d, down_shift, right_shift, weight_norm
+from vidgen.ops.discretized_logistic_mixture import Mode
 from vidgen.sampling.heads import LogisticMixture
 
 SCALES = 3
@@ -77,9 +78,10 @@ class PixelCNNPP(ImageModel):
         classes: number of classes of a class-conditional model; 0 for an unconditional one.
         dropout: share of values dropped in training in each block, elementwise.
         levels: number of grey levels, at least 2.
+        likelihood: "exact", or "openai", the approximation that was published.
 
     Raises:
-        ValueError: a size is not as described.
+        ValueError: an argument is not as described.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class PixelCNNPP(ImageModel):
         classes: int = 0,
         dropout: float = 0.5,
         levels: int = 256,
+        likelihood: Mode = "exact",
     ):
         check_sizes(image_shape, levels, classes, dropout)
         channels = image_shape[0]
@@ -99,7 +102,7 @@ class PixelCNNPP(ImageModel):
         for name, value in (("resnets", resnets), ("filters", filters), ("mixtures", mixtures)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        head = LogisticMixture(mixtures, channels, levels)
+        head = LogisticMixture(mixtures, channels, levels, likelihood)
         super().__init__(image_shape, levels, head, classes)
         self.config = {
             "image_shape": list(self.image_shape),
@@ -109,6 +112,7 @@ class PixelCNNPP(ImageModel):
             "classes": classes,
             "dropout": dropout,
             "levels": levels,
+            "likelihood": likelihood,
         }
         seen = channels + 1
         self.above = weight_norm(ShiftedConv2d(seen, filters, (2, 3), mode="down"))
@@ -168,7 +172,12 @@ class PixelCNNPP(ImageModel):
 
     @classmethod
     def from_port(
-        cls, source: Mapping[str, Any] | str | Path, *, image_size: tuple[int, int] = (32, 32), dropout: float = 0.5
+        cls,
+        source: Mapping[str, Any] | str | Path,
+        *,
+        image_size: tuple[int, int] = (32, 32),
+        dropout: float = 0.5,
+        likelihood: Mode = "exact",
     ) -> PixelCNNPP:
         """The model that the common PyTorch port's checkpoint describes, in eval mode, unconditional, with 256 levels.
 
@@ -178,6 +187,7 @@ class PixelCNNPP(ImageModel):
             source: a state dict (with ``module.`` before its names or not), or a file of one.
             image_size: (H, W) of images to draw; weights do not tell it.
             dropout: for further training. The port drops whole channels; here values are dropped one by one.
+            likelihood: "openai" is the port's.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -186,7 +196,7 @@ class PixelCNNPP(ImageModel):
         """
         weights = read_weights(source)
         config = port_config(weights)
-        model = cls((config.pop("channels"), *image_size), **config, dropout=dropout)
+        model = cls((config.pop("channels"), *image_size), **config, dropout=dropout, likelihood=likelihood)
         translated = port_weights(weights, model.state_dict())
         model.to(next(iter(translated.values())).dtype).load_state_dict(translated)
         return model.eval()
