@@ -85,15 +85,11 @@ struct Corners {
   Vec<E> top_left, top_right, bottom_left, bottom_right;
 };
 
+// Lane by lane; a call of its own, so that the common case needs no memory for it.
 template <class E>
-VIDGEN_INLINE Corners<E> corners_at(const Warp& p, const ImageView& v, const E* plane, const Footprints<Acc<E>>& at,
-                                    int64_t i, int64_t n, bool has_offsets) {
+__attribute__((noinline)) Corners<E> corners_anywhere(const Warp& p, const ImageView& v, const E* plane,
+                                                      const Footprints<Acc<E>>& at, int64_t i, int64_t n) {
   Corners<E> c{};
-  if (has_offsets && at.inside[i / kLanes<E>]) {
-    read_row(plane, v.column_stride, at.offset + i, c.top_left, c.top_right);
-    read_row(plane + v.row_stride, v.column_stride, at.offset + i, c.bottom_left, c.bottom_right);
-    return c;
-  }
   for (int64_t k = 0; k < kLanes<E> && k < n; ++k) {
     const int64_t row = at.row[i + k], column = at.column[i + k];
     auto value = [&](int64_t down, int64_t right) {
@@ -105,6 +101,16 @@ VIDGEN_INLINE Corners<E> corners_at(const Warp& p, const ImageView& v, const E* 
     c.bottom_left[k] = value(1, 0);
     c.bottom_right[k] = value(1, 1);
   }
+  return c;
+}
+
+template <class E>
+VIDGEN_INLINE Corners<E> corners_at(const Warp& p, const ImageView& v, const E* plane, const Footprints<Acc<E>>& at,
+                                    int64_t i, int64_t n, bool has_offsets) {
+  if (!has_offsets || !at.inside[i / kLanes<E>]) return corners_anywhere(p, v, plane, at, i, n);
+  Corners<E> c;
+  read_row(plane, v.column_stride, at.offset + i, c.top_left, c.top_right);
+  read_row(plane + v.row_stride, v.column_stride, at.offset + i, c.bottom_left, c.bottom_right);
   return c;
 }
 
