@@ -98,6 +98,20 @@ def _discretized_logistic_mixture(op: str) -> Callable[[torch.dtype, torch.devic
     return problems
 
 
+def _warp(op: str) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
+    def problems(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+        for channels, padding in ((3, "zeros"), (21, "border")):
+            normal = _normal(dtype, device, channels_last=channels == 21)
+            x, grad = normal(2, channels, 9, 17), normal(2, channels, 9, 17)
+            flow = 2 * _normal(torch.float32, device, channels_last=False)(2, 2, 9, 17)
+            images = {"warp": (x,), "warp_grad_x": (grad,), "warp_grad_flow": (grad, x)}[op]
+            found.append((*images, flow, padding))
+        return found
+
+    return problems
+
+
 def _optical_flow(rule: tuple[Any, ...]) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
     """A pair that moves by a pixel and a half, from a start near that; ops take no images in bfloat16."""
 
@@ -125,6 +139,9 @@ register_self_check("conv3d_pool3d", "cuda", compare("conv3d_pool3d", "cuda", _c
 
 for _op in ("discretized_logistic_mixture", "discretized_logistic_mixture_grad_params"):
     register_self_check(_op, "triton", compare(_op, "triton", _discretized_logistic_mixture(_op)))
+
+for _op in ("warp", "warp_grad_x", "warp_grad_flow"):
+    register_self_check(_op, "triton", compare(_op, "triton", _warp(_op)))
 
 _rule = (0.25, 0.2, 0.3, 2, 0.7, 2, 1, 12, 5, 0.0)
 register_self_check("optical_flow_tvl1", "cuda", compare("optical_flow_tvl1", "cuda", _optical_flow(_rule)))
