@@ -3,19 +3,19 @@
 Tiling. A program owns a tile of pixels of one image, in raster order, by channels. In planes that is 128 pixels x up to
 8 channels with neighbouring pixels in neighbouring lanes; in channels_last up to 64 channels x 16 pixels and more, 1024
 numbers, with channels in neighbouring lanes. Footprints, the upper left of four pixels and how far beyond it, are found
-once for the tile's pixels from 8 bytes of flow each. A number costs four reads and one write; of a smooth flow the reads
-of neighbouring pixels overlap and come from the caches, so that memory sees little more than the floor, image and flow
-read once and the output written once.
+once for the tile's pixels from 8 bytes of flow each. A number costs four reads and one write; of a smooth flow the
+reads of neighbouring pixels overlap and come from the caches, so that memory sees little more than the floor, image and
+flow read once and the output written once.
 
 The gradient in flow adds over all channels: a program owns 128 pixels, walks the channels and adds in their order.
 
 The gradient in x is a scatter, and floats added by atomics would depend on who comes first. So numbers are added as
 integers, whose sum has no order: a first pass finds the largest finite |grad_output| of an image, below 2^(e + 1), and
-one unit is 2^(e + 1 + l - 60) for an image of at most 2^l pixels, so that no sum comes near 2^61. For 1920 x 1080 the unit
-is 2^-39 of the largest gradient, whose own last place is 2^-24. A number that is not finite sets its four targets to
-2^62, from where no sum leads back below 2^61, and they end as NaN. The last pass turns integers into the gradient. That
-is grad_output read twice and 8 bytes of sum cleared, added to and read for each number, and no sort: same input, same
-bits, whatever the batch.
+one unit is 2^(e + 1 + l - 60) for an image of at most 2^l pixels, so that no sum comes near 2^61. For 1920 x 1080 the
+unit is 2^-39 of the largest gradient, whose own last place is 2^-24. A number that is not finite sets its four targets
+to 2^62, from where no sum leads back below 2^61, and they end as NaN. The last pass turns integers into the gradient.
+That is grad_output read twice and 8 bytes of sum cleared, added to and read for each number, and no sort: same input,
+same bits, whatever the batch.
 
 The arithmetic is float32 whatever the image is.
 """

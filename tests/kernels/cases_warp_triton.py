@@ -136,7 +136,7 @@ def test_gradients_of_any_size_add_up_where_all_come_to_one_pixel(size):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_gradient_that_is_not_finite_is_seen_where_it_goes_and_nowhere_else(bad):
     problem = Displacement(3, (6, 9), batch=2, reach=1.0)
-    x, flow, grad = problem.tensors(DEVICE)
+    _, flow, grad = problem.tensors(DEVICE)
     flow[1] = 0.25
     clean = kernels.grad_x(grad, flow, "zeros")
     grad[1, 2, 3, 4] = bad
