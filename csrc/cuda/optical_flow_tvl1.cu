@@ -1,9 +1,9 @@
 // optical_flow_tvl1 on the GPU: pyramid, warps and iterations of a batch of pairs, from coarse to fine.
 //
-// Everything is enqueued at once and the host waits for nothing. Where a tolerance ends a warp, a flag of each pair
-// says so on the device, and the launches that were enqueued for more iterations return at once for that pair: some 2
-// us for each launch that nobody needs. Ten iterations, after which the change is looked at, are always two launches,
-// from planes A to planes B and back, so that whatever pair comes to rest finds its flow in A.
+// Everything is enqueued at once and the host waits for nothing. Where a tolerance ends a warp, a flag of each pair says
+// so on the device, and the launches that were enqueued for more iterations return at once for that pair. Ten
+// iterations, after which the change is looked at, are always two launches, from planes A to planes B and back, so that
+// whatever pair comes to rest finds its flow in A.
 //
 // Memory, for H x W pixels of float: two pyramids (each 2.8 HW at a scale factor of 0.8), flow and dual variables twice
 // (12 HW), the data term (3 HW) and the median's result (2 HW): about 90 bytes per pixel, 28 MB for 640 x 480. Nearly

@@ -18,7 +18,7 @@
 //     time for the instructions            5.8    6.2    7.1    7.6    11
 //
 // and 5 it is, about where the two meet: two launches are then the ten iterations after which the change is looked at.
-// Windows on the image's edge lose nothing there.
+// Windows on the image's edge lose nothing there. All of this is arithmetic: no card has been asked yet.
 //
 // Tiling. A thread owns 4 rows x 2 columns, a warp 4 rows x 64 columns, a block of 16 warps (8 for double) a window of
 // 64 rows; fewer where the image needs fewer. All ten numbers of a pixel, 80 for a thread, stay in registers, of which
