@@ -1,7 +1,7 @@
 // optical_flow_tvl1 on the GPU: pyramid, warps and iterations of a batch of pairs, from coarse to fine.
 //
-// Everything is enqueued at once and the host waits for nothing. Where a tolerance ends a warp, a flag of each pair says
-// so on the device, and the launches that were enqueued for more iterations return at once for that pair. Ten
+// Everything is enqueued at once and the host waits for nothing. Where a tolerance ends a warp, a flag of each pair
+// says so on the device, and the launches that were enqueued for more iterations return at once for that pair. Ten
 // iterations, after which the change is looked at, are always two launches, from planes A to planes B and back, so that
 // whatever pair comes to rest finds its flow in A.
 //
@@ -10,13 +10,13 @@
 // all time goes into the iterations (optical_flow_tvl1_iterate.cuh).
 #include "cuda/optical_flow_tvl1.h"
 
+#include "cuda/optical_flow_tvl1_iterate.cuh"
 #include "cuda/optical_flow_tvl1_launch.cuh"
 #include "cuda/optical_flow_tvl1_median.cuh"
 #include "cuda/optical_flow_tvl1_warp.cuh"
 
-#include "cuda/optical_flow_tvl1_iterate.cuh"
-
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 namespace vidgen::cuda {

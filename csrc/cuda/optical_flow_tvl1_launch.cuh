@@ -6,6 +6,9 @@
 namespace vidgen::cuda {
 namespace {
 
+// |g|^2 is at least this where it divides.
+constexpr double kGradientFloor = 1e-6;
+
 // 8 bytes, so that the launches of float and of double have the same size.
 template <typename T>
 struct alignas(8) Constant {

@@ -10,8 +10,6 @@
 namespace vidgen::cuda {
 namespace {
 
-constexpr double kGradientFloor = 1e-6;
-
 // The weights of the pixels at -1, 0, 1 and 2 for a point at t in [0, 1), and their derivatives in t.
 template <typename T>
 __device__ inline void cubic_weights(T t, T (&weight)[4], T (&slope)[4]) {

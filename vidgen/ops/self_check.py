@@ -113,7 +113,7 @@ def _warp(op: str) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]
 
 
 def _optical_flow(rule: tuple[Any, ...]) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
-    """A pair that moves by a pixel and a half, from a start near that; ops take no images in bfloat16."""
+    """Waves that move by a pixel and a half, from a start near that; the ops take no images in bfloat16."""
 
     def problems(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
         if dtype == torch.bfloat16:
