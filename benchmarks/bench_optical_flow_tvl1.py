@@ -6,6 +6,9 @@ method is a trade of time for accuracy, so the endpoint error against the true f
 against it; the others against scikit-image, whose pyramid also goes down as far as it can.
 
 OpenCV takes seconds for a VGA pair, so that the quick set shows the peers on a sixth of that.
+
+On a GPU the images are there already. OpenCV's wheels have no TV-L1 for GPUs: preset "two_stream" has its parameters,
+and what stands beside it is the eager reference on the same GPU.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from .peers import opencv_flow, skimage_flow
 OP = "optical_flow_tvl1"
 
 OPENCV, SKIMAGE = "OpenCV DualTVL1", "scikit-image TV-L1"
+EAGER = "eager two_stream"
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,15 @@ def problems(full: bool) -> list[Problem]:
     ]  # fmt: skip
 
 
+def gpu_problems(full: bool) -> list[Problem]:
+    """One pair, whose latency counts, and as many as fill a GPU; two-stream networks take theirs in batches."""
+    sizes = [(192, 256, 1), (480, 640, 1), (480, 640, 16), *([(1080, 1920, 1), (1080, 1920, 8)] if full else [])]
+    return [_photograph(*size, peers=(EAGER,) if size == (192, 256, 1) else ()) for size in sizes]
+
+
 def cases(*, device: str, full: bool) -> list[Case]:
     """The cases of a device. Building the list makes no inputs."""
-    return [_case(problem) for problem in problems(full)] if device == "cpu" else []
+    return [_case(problem, device) for problem in (problems(full) if device == "cpu" else gpu_problems(full))]
 
 
 def _ours(preset: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -83,8 +93,12 @@ def _work(problem: Problem, preset: str | None) -> dict[str, float]:
     return work
 
 
-def _case(problem: Problem) -> Case:
-    prepare = partial(flow_inputs, problem)
+def _eager() -> Callable[[Tensor, Tensor], Tensor]:
+    return partial(optical_flow_tvl1, **PRESETS["two_stream"], impl="reference")
+
+
+def _case(problem: Problem, device: str = "cpu") -> Case:
+    prepare = partial(flow_inputs, problem, device)
     contenders: list[Contender] = []
     left_out = {}
     for name, peer, make in ((OPENCV, opencv_flow, _opencv), (SKIMAGE, skimage_flow, skimage_flow.tvl1)):
@@ -95,12 +109,17 @@ def _case(problem: Problem) -> Case:
             continue
         more = {"peer": peer.DISTRIBUTION, "absolute_limit": math.inf}
         contenders.append(baseline(name, "float32", prepare, partial(flow_run, make), _work(problem, None), **more))
+    if EAGER in problem.peers:
+        build = partial(flow_run, _eager)
+        contenders.append(baseline(EAGER, "float32", prepare, build, _work(problem, "two_stream"), absolute_limit=0.6))
     for preset in problem.presets:
         against = OPENCV if preset in ("opencv", "two_stream") else SKIMAGE
+        if device == "cuda" and preset == "two_stream":
+            against = EAGER
         there = against if any(contender.name == against for contender in contenders) else None
         # the limit is on the distance from the true flow, not from float64
         limits = {"absolute_limit": 0.6, "relative_limit": math.inf}
         build = partial(flow_run, partial(_ours, preset))
         contenders.append(own(f"vidgen {preset}", "float32", prepare, build, _work(problem, preset), there, **limits))
 
-    return flow_case(OP, problem, contenders, left_out)
+    return flow_case(OP, problem, contenders, left_out, device)

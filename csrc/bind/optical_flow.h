@@ -1,5 +1,4 @@
-// What the bindings of all methods of optical flow do alike: checks of images, and threads within a pair and over the
-// batch.
+// What the CPU bindings of all methods of optical flow do alike: threads within a pair and over the batch.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +7,7 @@
 
 #include "bind/cpu_backend.h"
 #include "bind/crew.h"
-#include "bind/tensors.h"
+#include "bind/optical_flow_checks.h"
 #include "cpu/optical_flow.h"
 
 namespace vidgen {
@@ -18,36 +17,10 @@ inline std::string flow_cpu_supports(ScalarType dtype) {
   return known ? "" : "the CPU kernel reads uint8, float32 and float64 only";
 }
 
-inline ScalarType flow_dtype(const Tensor& prev) {
-  return prev.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 inline Pixels pixels_of(const Tensor& images) {
   return images.scalar_type() == ScalarType::Byte    ? Pixels::u8
          : images.scalar_type() == ScalarType::Float ? Pixels::f32
                                                      : Pixels::f64;
-}
-
-inline void check_range(const char* name, double value, double above, double most) {
-  check(value > above && value <= most, name, " must be above ", above, " and at most ", most, ", got ", value);
-}
-
-inline void check_count(const char* name, int64_t value, int64_t most, int64_t least = 1) {
-  check(value >= least && value <= most, name, " must be from ", least, " to ", most, ", got ", value);
-}
-
-inline void check_images(const Tensor& prev, const Tensor& next, const std::optional<Tensor>& init) {
-  check(prev.dim() == 4 && (prev.size(1) == 1 || prev.size(1) == 3) && prev.size(2) > 0 && prev.size(3) > 0,
-        "prev must be 4-d (N, 1 or 3, H, W) with H and W at least 1, got shape ", sizes_of(prev));
-  check_same("next", next, "prev", prev);
-  check(sizes_of(next) == sizes_of(prev), "next must have the shape of prev ", sizes_of(prev), ", got ",
-        sizes_of(next));
-  if (!init.has_value()) return;
-  check(init->is_cpu() && init->scalar_type() == flow_dtype(prev),
-        "init must be on the CPU, float32, or float64 for float64 images");
-  check(init->dim() == 4 && init->size(0) == prev.size(0) && init->size(1) == 2 && init->size(2) == prev.size(2) &&
-            init->size(3) == prev.size(3),
-        "init must have shape (N, 2, H, W) for images ", sizes_of(prev), ", got ", sizes_of(*init));
 }
 
 inline ImageView pair_view(const Tensor& t, int64_t pair) {

@@ -37,7 +37,11 @@ def test_case_names_are_unique_and_every_size_is_there() -> None:
     full = [case.name for case in bench.cases(device="cpu", full=True)]
     assert len(full) == len(set(full))
     assert {"photograph-640x480-1", "photograph-640x480-8", "photograph-1920x1080-1", "motorcycle"} <= set(full)
-    assert bench.cases(device="cuda", full=True) == []
+    for full in (False, True):
+        on_gpu = {case.name: case for case in bench.cases(device="cuda", full=full)}
+        assert {"photograph-640x480-1", "photograph-640x480-16"} <= set(on_gpu)
+        assert {case.device for case in on_gpu.values()} == {"cuda"}
+        assert "vidgen two_stream" in {contender.name for contender in on_gpu["photograph-640x480-16"].contenders}
 
 
 @needs_pictures

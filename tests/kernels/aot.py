@@ -27,7 +27,9 @@ from vidgen.kernels import gemm
 
 # bytes of shared memory that one block may have, by compute capability
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-_POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+_POINTERS = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
+}  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "num_ctas")
 
 

@@ -2,6 +2,9 @@
 //
 // Compiled by g++ under AddressSanitizer it finds accesses outside of the tensors and of the shared memory asked for,
 // under ThreadSanitizer missing barriers. What it cannot show is anything about a GPU's speed or its compiler.
+//
+// Every kernel of a file takes one argument, of the type KERNEL_LAUNCH (`Launch` unless told otherwise). Blocks of a
+// launch without shared memory have nothing to say to each other, and no barrier: a few threads play all of theirs.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,6 +34,9 @@ static void __syncthreads() { all_threads->arrive_and_wait(); }
 #define __launch_bounds__(...)
 #endif
 
+#ifndef KERNEL_LAUNCH
+#define KERNEL_LAUNCH Launch
+#endif
 #include KERNEL_SOURCE
 
 namespace vidgen::cuda {
@@ -61,23 +67,31 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** a
   all_threads = std::make_unique<std::barrier<>>(block.x);
   ASAN_POISON_MEMORY_REGION(shared, sizeof(shared));
   ASAN_UNPOISON_MEMORY_REGION(shared, shared_bytes);
-  const auto entry = reinterpret_cast<void (*)(const Launch)>(const_cast<void*>(kernel));
-  const Launch launch = *static_cast<const Launch*>(arguments[0]);
+  const auto entry = reinterpret_cast<void (*)(const KERNEL_LAUNCH)>(const_cast<void*>(kernel));
+  const KERNEL_LAUNCH launch = *static_cast<const KERNEL_LAUNCH*>(arguments[0]);
+  const unsigned players = shared_bytes > 0 ? block.x : 2;
   std::vector<std::thread> threads;
-  for (unsigned i = 0; i < block.x; ++i)
+  for (unsigned player = 0; player < players; ++player)
     threads.emplace_back([=] {
-      threadIdx = {i, 0, 0};
       for (unsigned by = 0; by < grid.y; ++by)
         for (unsigned bx = 0; bx < grid.x; ++bx) {
           blockIdx = {bx, by, 0};
-          if (i == 0) std::memset(static_cast<void*>(shared), 0xff, shared_bytes);  // NaN: uninitialised
-          __syncthreads();
-          entry(launch);
-          __syncthreads();
+          if (player == 0) std::memset(static_cast<void*>(shared), 0xff, shared_bytes);  // NaN: uninitialised
+          if (shared_bytes > 0) __syncthreads();
+          for (unsigned i = player; i < block.x; i += players) {
+            threadIdx = {i, 0, 0};
+            entry(launch);
+          }
+          if (shared_bytes > 0) __syncthreads();
         }
     });
   for (std::thread& thread : threads) thread.join();
   ASAN_UNPOISON_MEMORY_REGION(shared, sizeof(shared));
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  std::memset(data, value, bytes);
   return cudaSuccess;
 }
 

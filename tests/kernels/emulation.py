@@ -44,11 +44,11 @@ class Emulation:
             subprocess.run(["g++", *flags, *include, str(self.source), "-o", str(program)], check=True)
         return program
 
-    def __call__(self, numbers: Sequence[int], tensors: Sequence[Tensor | None], sanitizer: str) -> Tensor:
+    def __call__(self, numbers: Sequence[float], tensors: Sequence[Tensor | None], sanitizer: str) -> Tensor:
         """Hands over arguments and tensors (in the order of their axes); returns the output's values."""
         present = [t for t in tensors if t is not None]
         given = [t.contiguous().view(torch.uint8).numpy().tobytes() for t in present]
-        command = [self._program(sanitizer), *(str(int(n)) for n in numbers)]
+        command = [self._program(sanitizer), *(str(n if isinstance(n, float) else int(n)) for n in numbers)]
         done = subprocess.run(command, input=b"".join(given), capture_output=True)
         assert done.returncode == 0, done.stderr.decode()[-3000:]
         return torch.frombuffer(bytearray(done.stdout), dtype=torch.uint8).view(present[0].dtype)

@@ -13,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from tests.kernels import aot
 from tests.kernels.clips import NONE, Clip
+from tests.kernels.displacements import Displacement
 from tests.kernels.pixels import Pixels
 from tests.kernels.problems import Problem, float32_precision
 
@@ -41,6 +42,12 @@ LAUNCHES = {
         (Clip(48, 64, (1, 3, 3), (0, 0, 1, 1, 1, 1), (3, 2, 1), True, (3, 7, 7), "identity"), "ieee", "y"),
         (Clip(256, 256, (1, 1, 1), NONE, (4, 4, 4), size=(4, 8, 8), dtype=BF16, bias=False), "ieee", "z"),
     ],
+    "warp": [
+        (Displacement(3, (48, 64)), "ieee", "y x f"),
+        (Displacement(64, (32, 32), dtype=BF16, channels_last=True), "ieee", "y x f"),
+        (Displacement(128, (9, 7), padding="border", dtype=FP16), "ieee", "y x f"),
+        (Displacement(1, (28, 28), padding="border"), "ieee", "y x f"),
+    ],
 }
 
 
@@ -56,6 +63,14 @@ def perform(module, problem, which):
         module.forward(params, x, *problem.rule)
         if "p" in which:
             module.grad_params(grad, params, x, *problem.rule)
+        return
+    if isinstance(problem, Displacement):
+        x, flow, grad = problem.tensors()
+        module.forward(x, flow, problem.padding)
+        if "x" in which:
+            module.grad_x(grad, flow, problem.padding)
+        if "f" in which:
+            module.grad_flow(grad, x, flow, problem.padding)
         return
     if isinstance(problem, Clip):
         x, weight, bias, grad_y, grad_z = problem.tensors()

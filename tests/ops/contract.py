@@ -391,7 +391,7 @@ OPS = {
         samples=_warp_samples,
         torch_op="warp",
         positional=_warp_positional,
-        unsupported=lambda sample, impl, dtype: False,
+        unsupported=lambda _sample, impl, dtype: impl == "triton" and dtype == torch.float64,
         typical="rgb",
         thin="several-runs",
         checked=("rgb", "features-border", "empty-batch"),

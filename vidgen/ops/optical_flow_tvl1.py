@@ -47,7 +47,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidgen.ops.backends import TABLE, Backend, always, reference_row
+from vidgen.ops.backends import TABLE, Backend, always, cuda_row, reference_row, supports_all
 from vidgen.ops.optical_flow_images import check_count, check_images, check_values, fake_flow, grey, prepared
 from vidgen.ops.registration import register_selection
 
@@ -215,7 +215,16 @@ def _cpu_supports(prev: Tensor, *_args: Any) -> str | None:
     return torch.ops.vidgen.optical_flow_tvl1_cpu_supports(prev.dtype) or None
 
 
-TABLE[_OP] = (Backend("cpu", ("cpu",), always, _cpu_supports, run=None), reference_row(reference))
+def _run_cuda(*args: Any) -> Tensor:
+    return torch.ops.vidgen.optical_flow_tvl1_cuda(*args)
+
+
+TABLE[_OP] = (
+    Backend("cpu", ("cpu",), always, _cpu_supports, run=None),
+    # whatever the signature allows comes as uint8, float32 or float64, and those it reads
+    cuda_row(supports_all, _run_cuda),
+    reference_row(reference),
+)
 
 
 # Registration: shapes, selection.
@@ -280,7 +289,7 @@ def optical_flow_tvl1(
             all iterations. Each pair of a batch ends by itself.
         differentiable: computes by eager PyTorch operations, through which gradients reach prev, next, init and tau,
             lambda_ and theta, which may then be tensors of one number. Needs epsilon=0.
-        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        impl: "cpu", "cuda" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
 
     Returns:
         (N, 2, H, W), contiguous, pixels: float64 for float64 images, else float32.

@@ -98,6 +98,35 @@ def _discretized_logistic_mixture(op: str) -> Callable[[torch.dtype, torch.devic
     return problems
 
 
+def _warp(op: str) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
+    def problems(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+        for channels, padding in ((3, "zeros"), (21, "border")):
+            normal = _normal(dtype, device, channels_last=channels == 21)
+            x, grad = normal(2, channels, 9, 17), normal(2, channels, 9, 17)
+            flow = 2 * _normal(torch.float32, device, channels_last=False)(2, 2, 9, 17)
+            images = {"warp": (x,), "warp_grad_x": (grad,), "warp_grad_flow": (grad, x)}[op]
+            found.append((*images, flow, padding))
+        return found
+
+    return problems
+
+
+def _optical_flow(rule: tuple[Any, ...]) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
+    """Waves that move by a pixel and a half, from a start near that; the ops take no images in bfloat16."""
+
+    def problems(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
+        if dtype == torch.bfloat16:
+            return []
+        y, x = torch.meshgrid(torch.arange(70.0), torch.arange(83.0), indexing="ij")
+        images = [0.5 + 0.2 * (0.31 * (x + at) + 0.12 * y).sin() + 0.2 * (0.29 * y - 0.17 * x).cos() for at in (1.5, 0)]
+        prev, next = (image.expand(2, 1, -1, -1).to(device) for image in images)
+        init = torch.tensor([1.4, 0.1], device=device)[:, None, None].expand(2, 2, 70, 83)
+        return [(prev, next, init, *rule)]
+
+    return problems
+
+
 for _op in ("masked_conv2d", "masked_conv2d_grad_input", "masked_conv2d_grad_weight"):
     register_self_check(_op, "triton", compare(_op, "triton", _masked_conv2d(_op, 18)))
 register_self_check("masked_conv2d", "cuda", compare("masked_conv2d", "cuda", _masked_conv2d("masked_conv2d", 3)))
@@ -110,3 +139,9 @@ register_self_check("conv3d_pool3d", "cuda", compare("conv3d_pool3d", "cuda", _c
 
 for _op in ("discretized_logistic_mixture", "discretized_logistic_mixture_grad_params"):
     register_self_check(_op, "triton", compare(_op, "triton", _discretized_logistic_mixture(_op)))
+
+for _op in ("warp", "warp_grad_x", "warp_grad_flow"):
+    register_self_check(_op, "triton", compare(_op, "triton", _warp(_op)))
+
+_rule = (0.25, 0.2, 0.3, 2, 0.7, 2, 1, 12, 5, 0.0)
+register_self_check("optical_flow_tvl1", "cuda", compare("optical_flow_tvl1", "cuda", _optical_flow(_rule)))

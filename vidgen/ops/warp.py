@@ -21,6 +21,9 @@ are again these ops, of the one in flow second and later ones are computed throu
 is that of the piecewise bilinear surface: from the right where the position is a whole number; zero where "border"
 holds the position or it is on the image's rim.
 
+Every native backend gives the same bits on every run. On a GPU the gradient in x is added up in integers of 2^-39 of an
+image's largest gradient or finer; a gradient that is not finite makes its four pixels NaN there.
+
 Source: bilinear sampling, Jaderberg et al., "Spatial Transformer Networks" (2015), section 3.3.
 """
 
@@ -32,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vidgen.ops.backends import TABLE, Backend, adjoint_impl, always, reference_row
+from vidgen.ops.backends import TABLE, Backend, adjoint_impl, always, reference_row, triton_row
 from vidgen.ops.registration import memory_format_of, register_selection
 
 Padding = Literal["zeros", "border"]
@@ -111,8 +114,12 @@ def _cpu_supports(image: Tensor, *_args: Any) -> str | None:
     return torch.ops.vidgen.warp_cpu_supports(image.dtype) or None
 
 
-for _name, _run in ((_OP, reference), (f"{_OP}_grad_x", reference_grad_x), (f"{_OP}_grad_flow", reference_grad_flow)):
-    TABLE[_name] = (Backend("cpu", ("cpu",), always, _cpu_supports, run=None), reference_row(_run))
+for _launcher, _run in (("forward", reference), ("grad_x", reference_grad_x), ("grad_flow", reference_grad_flow)):
+    TABLE[_OP if _launcher == "forward" else f"{_OP}_{_launcher}"] = (
+        Backend("cpu", ("cpu",), always, _cpu_supports, run=None),
+        triton_row(_OP, _launcher),
+        reference_row(_run),
+    )
 
 
 # Registration: shapes, autograd, selection.
@@ -228,7 +235,7 @@ def warp(x: Tensor, flow: Tensor, *, padding: Padding = "zeros", impl: str | Non
         x: (N, C, H, W), floating point, any strides; H and W below 2**30.
         flow: (N, 2, H, W) in pixels, right and down; converted to float32 (float64 for float64 x).
         padding: what lies outside the image: "zeros", or "border", the nearest pixel of the image.
-        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        impl: "cpu", "triton" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
 
     Returns:
         (N, C, H, W) of x's dtype and memory format; NaN where the flow is not finite.
