@@ -109,7 +109,13 @@ Window<Acc<E>> read_window(const E* plane, const CorrLevel& level, const Place<A
     const int64_t row = at.row + r;
     if (row < 0 || row >= level.height) continue;
     const E* from = plane + row * level.row_stride + at.column * level.column_stride;
-    for (int64_t c = first; c < last; ++c) to[c] = to_scalar(from[c * level.column_stride]);
+    if (level.column_stride == 1 && last - first >= kLanes<T>) {
+      // the last vector may overlap the one before
+      for (int64_t c = first; c + kLanes<T> < last; c += kLanes<T>) store(to + c, load(from + c));
+      store(to + last - kLanes<T>, load(from + last - kLanes<T>));
+    } else {
+      for (int64_t c = first; c < last; ++c) to[c] = to_scalar(from[c * level.column_stride]);
+    }
   }
   return {tile, sizes.pitch};
 }

@@ -416,7 +416,7 @@ OPS = {
         samples=_corr_lookup_samples,
         torch_op="corr_lookup",
         positional=_corr_lookup_positional,
-        unsupported=lambda sample, impl, dtype: False,
+        unsupported=lambda _sample, impl, dtype: impl == "triton" and dtype == torch.float64,
         typical="all-pairs",
         thin="one-row",
         checked=("all-pairs", "on-demand", "empty-batch"),

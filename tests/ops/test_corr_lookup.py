@@ -137,7 +137,7 @@ def test_horizontal_offsets_are_the_slow_ones_and_whole_positions_copy_bits(impl
 @both_impls
 @both_forms
 @pytest.mark.parametrize(
-    ("channels", "size", "other", "radius"), [(2, (2, 3), (5, 6), 1), (9, (1, 5), (4, 4), 2), (3, (2, 1), (4, 5), 0)]
+    ("channels", "size", "other", "radius"), [(2, (1, 3), (4, 5), 1), (9, (1, 2), (2, 3), 2), (3, (2, 1), (4, 5), 0)]
 )
 def test_gradients(impl, on_demand, channels, size, other, radius):
     """First and second order, in pyramid, coordinates and features together."""
@@ -149,8 +149,9 @@ def test_gradients(impl, on_demand, channels, size, other, radius):
         levels, features = (tensors[:2], tensors[2]) if on_demand else (tensors, None)
         return corr_lookup(levels, coords, radius, fmap1=features, impl=impl)
 
-    assert torch.autograd.gradcheck(call, variables)
-    assert torch.autograd.gradgradcheck(call, variables)
+    # every entry for the kernel; along one random direction for the reference and for second order, which is eager's
+    assert torch.autograd.gradcheck(call, variables, fast_mode=impl == "reference")
+    assert torch.autograd.gradgradcheck(call, variables, fast_mode=True)
 
 
 @both_forms

@@ -30,6 +30,7 @@ Source: Teed, Deng, "RAFT" (2020), section 3.2 and the code published with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vidgen.ops.backends import TABLE, Backend, adjoint_impl, always, reference_row
+from vidgen.ops.backends import TABLE, Backend, always, gpu_supports_dtype, reference_row, requested, triton_row
 from vidgen.ops.registration import memory_format_of, register_selection
 
 _OP = "corr_lookup"
@@ -161,6 +162,10 @@ def _cpu_supports(pyramid: Sequence[Tensor], *_args: Any) -> str | None:
     return torch.ops.vidgen.corr_lookup_cpu_supports(pyramid[0].dtype) or None
 
 
+def _triton_supports(pyramid: Sequence[Tensor], *_args: Any) -> str | None:
+    return gpu_supports_dtype(pyramid[0])
+
+
 def _cpu_supports_gradient(_grad_output: Tensor, *args: Any) -> str | None:
     return _cpu_supports(*args)
 
@@ -169,7 +174,11 @@ _GRADIENTS: dict[str, Callable[..., Any]] = {
     "pyramid": reference_grad_pyramid, "coords": reference_grad_coords, "fmap1": reference_grad_fmap1,
 }  # fmt: skip
 
-TABLE[_OP] = (Backend("cpu", ("cpu",), always, _cpu_supports, run=None), reference_row(reference))
+TABLE[_OP] = (
+    Backend("cpu", ("cpu",), always, _cpu_supports, run=None),
+    replace(triton_row(_OP, "forward"), supports=_triton_supports),
+    reference_row(reference),
+)
 for _wanted, _run in _GRADIENTS.items():
     TABLE[f"{_OP}_grad_{_wanted}"] = (
         Backend("cpu", ("cpu",), always, _cpu_supports_gradient, run=None),
@@ -207,6 +216,11 @@ def _(grad_output, pyramid, coords, radius, fmap1, impl):  # type: ignore[no-unt
     return _empty_like(fmap1)
 
 
+def _gradient_impl(impl: str | None) -> str | None:
+    """What to ask of the gradients: Triton has none, and a call that forces it gets the reference's."""
+    return "reference" if requested(impl) == "triton" else impl
+
+
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
     *weight, pyramid, coords, ctx.radius, fmap1, ctx.impl = inputs
     ctx.save_for_backward(*weight, coords, fmap1, *pyramid)
@@ -214,7 +228,7 @@ def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad_output):  # type: ignore[no-untyped-def]
     coords, fmap1, *pyramid = ctx.saved_tensors
-    call = (grad_output, pyramid, coords, ctx.radius, fmap1, adjoint_impl(ctx.impl))
+    call = (grad_output, pyramid, coords, ctx.radius, fmap1, _gradient_impl(ctx.impl))
     for_pyramid, for_coords, _, for_fmap1, _ = ctx.needs_input_grad
     return (
         _op_grad_pyramid(*call) if any(for_pyramid) else [None] * len(pyramid),
@@ -326,7 +340,7 @@ def corr_lookup(
         coords: (B, 2, H, W) in pixels of level 0, right and down; converted to float32 (float64 for such a pyramid).
         radius: of the window, 0 to 127: n = 2 * radius + 1 positions each way.
         fmap1: features (B, C, H, W) of the first image, for the on-demand form.
-        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        impl: "cpu", "triton" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
 
     Returns:
         (B, L * n * n, H, W), float64 for a float64 pyramid, else float32; channels_last where coords are, as one tensor

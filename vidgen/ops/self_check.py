@@ -29,7 +29,7 @@ def compare(op: str, backend: str, problems: Callable[[torch.dtype, torch.device
         for dtype, bound in _BOUND.items():
             for args in problems(dtype, device):
                 got = _as_tuple(run(*args))
-                want = _as_tuple(reference(*(a.double() if isinstance(a, Tensor) else a for a in args)))
+                want = _as_tuple(reference(*map(_in_double, args)))
                 for g, w in zip(got, want, strict=True):
                     error = float((g.double() - w).norm() / w.norm())
                     if not error <= bound:  # NaN too
@@ -37,6 +37,12 @@ def compare(op: str, backend: str, problems: Callable[[torch.dtype, torch.device
         return None
 
     return check
+
+
+def _in_double(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [_in_double(each) for each in argument]
+    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
 def _as_tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -98,6 +104,15 @@ def _discretized_logistic_mixture(op: str) -> Callable[[torch.dtype, torch.devic
     return problems
 
 
+def _corr_lookup(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
+    normal = _normal(dtype, device, channels_last=True)
+    coords = normal(2, 2, 5, 9).float() * 6
+    return [
+        ([normal(2, 5, 9, 12, 17), normal(2, 5, 9, 6, 8)], coords, 3, None),
+        ([normal(2, 40, 12, 17), normal(2, 40, 6, 8)], coords, 3, normal(2, 40, 5, 9)),
+    ]
+
+
 for _op in ("masked_conv2d", "masked_conv2d_grad_input", "masked_conv2d_grad_weight"):
     register_self_check(_op, "triton", compare(_op, "triton", _masked_conv2d(_op, 18)))
 register_self_check("masked_conv2d", "cuda", compare("masked_conv2d", "cuda", _masked_conv2d("masked_conv2d", 3)))
@@ -110,3 +125,5 @@ register_self_check("conv3d_pool3d", "cuda", compare("conv3d_pool3d", "cuda", _c
 
 for _op in ("discretized_logistic_mixture", "discretized_logistic_mixture_grad_params"):
     register_self_check(_op, "triton", compare(_op, "triton", _discretized_logistic_mixture(_op)))
+
+register_self_check("corr_lookup", "triton", compare("corr_lookup", "triton", _corr_lookup))
