@@ -45,7 +45,7 @@ template <class E>
 struct Room {
   using T = Acc<E>;
   T* lines;     // values of a vector of queries
-  T* features;  // of a vector of queries
+  T* features;  // of a vector of queries, or of kTogether if that is more
   T* tiles;     // windows of kTogether queries
   T* gradient;  // one window's with a rim
   T* weights;   // one window's
@@ -61,7 +61,7 @@ struct Room {
       return taken;
     };
     lines = take(kLanes<T> * sizes.line);
-    features = take(kLanes<T> * sizes.channels);
+    features = take(std::max(kLanes<T>, kTogether) * sizes.channels);
     tiles = take(kTogether * sizes.shared);
     gradient = take((sizes.side + 1) * sizes.pitch);
     weights = take(sizes.side * sizes.side + kLanes<T>);
