@@ -93,6 +93,29 @@ STABLE_TORCH_LIBRARY(vidgen, m) {
   m.def("warp_grad_flow_reference(Tensor grad_output, Tensor x, Tensor flow, str padding, str why) -> Tensor");
   m.def("warp_cpu_supports(ScalarType dtype) -> str");
 
+  // RAFT's correlation lookup and its gradients. With fmap1 the pyramid holds features, without it their correlations.
+  m.def("corr_lookup(Tensor[] pyramid, Tensor coords, int radius, Tensor? fmap1, str? impl) -> Tensor");
+  m.def(
+      "corr_lookup_grad_pyramid(Tensor grad_output, Tensor[] pyramid, Tensor coords, int radius, Tensor? fmap1, "
+      "str? impl) -> Tensor[]");
+  m.def(
+      "corr_lookup_grad_coords(Tensor grad_output, Tensor[] pyramid, Tensor coords, int radius, Tensor? fmap1, "
+      "str? impl) -> Tensor");
+  m.def(
+      "corr_lookup_grad_fmap1(Tensor grad_output, Tensor[] pyramid, Tensor coords, int radius, Tensor? fmap1, "
+      "str? impl) -> Tensor");
+  m.def("corr_lookup_reference(Tensor[] pyramid, Tensor coords, int radius, Tensor? fmap1, str why) -> Tensor");
+  m.def(
+      "corr_lookup_grad_pyramid_reference(Tensor grad_output, Tensor[] pyramid, Tensor coords, int radius, "
+      "Tensor? fmap1, str why) -> Tensor[]");
+  m.def(
+      "corr_lookup_grad_coords_reference(Tensor grad_output, Tensor[] pyramid, Tensor coords, int radius, "
+      "Tensor? fmap1, str why) -> Tensor");
+  m.def(
+      "corr_lookup_grad_fmap1_reference(Tensor grad_output, Tensor[] pyramid, Tensor coords, int radius, "
+      "Tensor? fmap1, str why) -> Tensor");
+  m.def("corr_lookup_cpu_supports(ScalarType dtype) -> str");
+
   // Optical flow by dense inverse search from prev to next, both (N, 1 or 3, H, W), from the flow `init` or zero.
   m.def(
       "optical_flow_dis(Tensor prev, Tensor next, Tensor? init, int finest_scale, int patch_size, int patch_stride, "

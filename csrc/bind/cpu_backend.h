@@ -52,11 +52,11 @@ inline std::optional<std::string> handed_over(const char* op, const std::optiona
 }
 
 // The stack holds the arguments, then the results.
-template <typename... Args>
-Tensor call_reference(const char* op, const Args&... args) {
+template <typename Result = Tensor, typename... Args>
+Result call_reference(const char* op, const Args&... args) {
   StableIValue stack[] = {torch::stable::detail::from(args)...};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return torch::stable::detail::to<Result>(stack[0]);
 }
 
 template <typename... Args>

@@ -13,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from tests.kernels import aot
 from tests.kernels.clips import NONE, Clip
+from tests.kernels.correlations import Correlations
 from tests.kernels.displacements import Displacement
 from tests.kernels.pixels import Pixels
 from tests.kernels.problems import Problem, float32_precision
@@ -22,6 +23,13 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 # launcher module -> (problem, precision of float32, which launchers), chosen so that every way through a kernel
 # (per tap or flat, coloured centre, pooling window, adjoint, both layouts, each kind of product) is compiled somewhere
 LAUNCHES = {
+    "corr_lookup": [
+        (Correlations(256, False, (8, 16), (55, 128), 4, 4, 1), "ieee", "y"),
+        (Correlations(256, False, (8, 16), (55, 128), 4, 4, 1, dtype=BF16, channels_last=True), "ieee", "y"),
+        (Correlations(256, True, (55, 128), (55, 128), 4, 4, 1, channels_last=True), "ieee", "y"),
+        (Correlations(128, True, (46, 62), (46, 62), 1, 3, 1, dtype=BF16), "ieee", "y"),
+        (Correlations(20, True, (9, 7), (9, 7), 1, 2, 1, dtype=FP16), "ieee", "y"),
+    ],
     "discretized_logistic_mixture": [
         (Pixels(3, 10, size=(32, 32)), "ieee", "y p"),
         (Pixels(3, 10, mode="openai", size=(28, 28), dtype=BF16, channels_last=True), "ieee", "y p"),
@@ -71,6 +79,9 @@ def perform(module, problem, which):
             module.grad_x(grad, flow, problem.padding)
         if "f" in which:
             module.grad_flow(grad, x, flow, problem.padding)
+        return
+    if isinstance(problem, Correlations):
+        module.forward(*problem.arguments())
         return
     if isinstance(problem, Clip):
         x, weight, bias, grad_y, grad_z = problem.tensors()

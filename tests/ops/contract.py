@@ -14,6 +14,9 @@ from torch import Tensor
 
 from vidgen.ops import (
     conv3d_pool3d,
+    corr_feature_pyramid,
+    corr_lookup,
+    corr_pyramid,
     discretized_logistic_mixture,
     masked_conv2d,
     optical_flow_dis,
@@ -22,6 +25,7 @@ from vidgen.ops import (
 )
 from vidgen.ops.conv3d_geometry import resolve_padding
 from vidgen.ops.conv3d_pool3d import reference as conv3d_pool3d_reference
+from vidgen.ops.corr_lookup import reference as corr_lookup_reference
 from vidgen.ops.discretized_logistic_mixture import parameters_per_mixture
 from vidgen.ops.discretized_logistic_mixture import reference as discretized_logistic_mixture_reference
 from vidgen.ops.masked_conv2d import reference as masked_conv2d_reference
@@ -54,7 +58,8 @@ class Op:
     checked: the samples that torch.library.opcheck sees.
     constant: tensors in which the op has no gradient.
     measures: the result is no image like the one that came in, but one number or a field of numbers for each sample,
-        contiguous and in float32 at least whatever autocast says; else it is an image of the arguments' dtype.
+        in a layout of its own and in float32 at least whatever autocast says; else it is an image of the arguments'
+        dtype.
     limits: relative rms error by dtype, where the docstring promises another than most do.
     autocasts: autocast lowers the arguments; else it has no say.
     """
@@ -77,7 +82,7 @@ class Op:
     autocasts: bool = True
 
     def batched(self, sample: Sample) -> list[str]:
-        return [name for name in (self.image, *self.more) if sample.tensors[name] is not None]
+        return [name for name in (self.image, *self.more) if sample.tensors.get(name) is not None]
 
     def result_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return torch.promote_types(dtype, torch.float32) if self.measures else dtype
@@ -314,6 +319,50 @@ def _warp_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
     return x, flow.to(torch.promote_types(x.dtype, torch.float32)), sample.options.get("padding", "zeros"), impl
 
 
+def _corr_lookup_samples() -> Iterator[tuple[str, Sample]]:
+    """Both forms; windows in the middle, across rims and far outside, together and scattered; sides of one pixel."""
+
+    def sample(n, channels, size, other, levels=2, radius=2, reach=2.0, on_demand=False):
+        generator = torch.Generator().manual_seed(n + 3 * channels + 5 * size[0] + 7 * size[1] + 11 * radius)
+        fmap1 = torch.randn(n, channels, *size, generator=generator, dtype=torch.float64)
+        fmap2 = torch.randn(n, channels, *other, generator=generator, dtype=torch.float64)
+        pyramid = corr_feature_pyramid(fmap2, levels=levels) if on_demand else corr_pyramid(fmap1, fmap2, levels=levels)
+        grid = torch.meshgrid(torch.arange(size[1]), torch.arange(size[0]), indexing="xy")
+        coords = torch.stack(grid) + torch.randn(n, 2, *size, generator=generator, dtype=torch.float64) * reach
+        tensors = {"coords": coords, "fmap1": fmap1 if on_demand else None}
+        return Sample({**tensors, **{f"level{i}": level for i, level in enumerate(pyramid)}}, {"radius": radius})
+
+    yield "all-pairs", sample(2, 8, (5, 9), (12, 17), levels=3)
+    yield "on-demand", sample(2, 19, (5, 9), (12, 17), levels=3, on_demand=True)
+    yield "as-in-raft", sample(1, 4, (3, 18), (16, 43), levels=4, radius=4)
+    yield "as-in-raft-on-demand", sample(1, 32, (3, 18), (16, 43), levels=4, radius=4, on_demand=True)
+    yield "scattered", sample(2, 9, (4, 7), (13, 22), reach=20.0, on_demand=True)
+    yield "far", sample(2, 3, (2, 5), (6, 7), reach=1e4)
+    yield "one-position", sample(2, 5, (3, 17), (4, 6), levels=1, radius=0)
+    yield "one-row", sample(2, 4, (1, 21), (1, 23), levels=1)
+    yield "one-column", sample(2, 17, (23, 1), (23, 1), levels=1, on_demand=True)
+    yield "one-pixel", sample(3, 1, (1, 1), (1, 1), levels=1, reach=0.5)
+    yield "empty-batch", sample(0, 3, (4, 4), (5, 5))
+    yield "empty-batch-on-demand", sample(0, 3, (4, 4), (5, 5), on_demand=True)
+
+
+def _levels(tensors: Mapping[str, Tensor | None]) -> list[Tensor]:
+    return [t for name, t in tensors.items() if name.startswith("level") and t is not None]
+
+
+def _corr_lookup_public(
+    *, coords: Tensor, fmap1: Tensor | None = None, radius: int, impl: str | None = None, **levels: Tensor
+) -> Tensor:
+    return corr_lookup(_levels(levels), coords, radius, fmap1=fmap1, impl=impl)
+
+
+def _corr_lookup_positional(sample: Sample, impl: str | None) -> tuple[Any, ...]:
+    pyramid, coords = _levels(sample.tensors), sample.tensors["coords"]
+    assert coords is not None
+    wide = torch.promote_types(pyramid[0].dtype, torch.float32)
+    return pyramid, coords.to(wide), sample.options["radius"], sample.tensors["fmap1"], impl
+
+
 def _optical_flow(public: Any, reference: Any, samples: Any, positional: Any, limit: float) -> Op:
     """A method of optical flow, whose float32 arithmetic may be off by a limit of its own."""
     return Op(
@@ -359,6 +408,22 @@ OPS = {
         typical="3x3x3",
         thin="few-channels",
         checked=("3x3x3", "no-pool", "empty-batch"),
+    ),
+    "corr_lookup": Op(
+        name="corr_lookup",
+        public=_corr_lookup_public,
+        reference=lambda s: corr_lookup_reference(*_corr_lookup_positional(s, None)[:-1]),
+        samples=_corr_lookup_samples,
+        torch_op="corr_lookup",
+        positional=_corr_lookup_positional,
+        unsupported=lambda _sample, impl, dtype: impl == "triton" and dtype == torch.float64,
+        typical="all-pairs",
+        thin="one-row",
+        checked=("all-pairs", "on-demand", "empty-batch"),
+        image="coords",
+        more=("fmap1", "level0", "level1", "level2", "level3"),
+        measures=True,
+        autocasts=False,
     ),
     "discretized_logistic_mixture": Op(
         name="discretized_logistic_mixture",

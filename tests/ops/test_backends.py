@@ -76,7 +76,7 @@ def test_explain_names_the_chosen_backend_and_every_reason(capsys):
 def test_explain_knows_its_ops():
     with pytest.raises(
         ValueError,
-        match=r"op must be one of \['conv3d_pool3d', 'discretized_logistic_mixture', 'masked_conv2d', "
+        match=r"op must be one of \['conv3d_pool3d', 'corr_lookup', 'discretized_logistic_mixture', 'masked_conv2d', "
         r"'optical_flow_dis', 'optical_flow_tvl1', 'warp'\], got 'conv'",
     ):
         vidgen.explain("conv")

@@ -2,6 +2,9 @@
 
 from vidgen.ops.conv3d_pool3d import conv3d_pool3d as conv3d_pool3d
 from vidgen.ops.conv3d_pool3d import conv3d_pool3d_pack as conv3d_pool3d_pack
+from vidgen.ops.corr_lookup import corr_feature_pyramid as corr_feature_pyramid
+from vidgen.ops.corr_lookup import corr_lookup as corr_lookup
+from vidgen.ops.corr_lookup import corr_pyramid as corr_pyramid
 from vidgen.ops.discretized_logistic_mixture import discretized_logistic_mixture as discretized_logistic_mixture
 from vidgen.ops.masked_conv2d import masked_conv2d as masked_conv2d
 from vidgen.ops.masked_conv2d import masked_conv2d_pack as masked_conv2d_pack

@@ -20,16 +20,18 @@ def register_selection(op: str, eager: Callable[..., Any], arguments: Callable[.
     Args:
         op: the op's name in the namespace vidgen; its schema has an argument `impl`.
         eager: the reference, also behind `<op>_reference`, to which C++ hands calls over.
-        arguments: takes all of the op's arguments but `impl`; returns those that backends take, the first a tensor.
+        arguments: takes all of the op's arguments but `impl`; returns those that backends take, the first a tensor or a
+            list of tensors.
     """
     names = [argument.name for argument in getattr(torch.ops.vidgen, op).default._schema.arguments]
     impl_index = names.index("impl")
 
     def selected(*args: Any) -> Any:
         passed = arguments(*args[:impl_index], *args[impl_index + 1 :])
-        run = select(op, passed[0].device, args[impl_index], passed).run
+        leading = _leading_tensor(passed)
+        run = select(op, leading.device, args[impl_index], passed).run
         if run is None:  # such a row is served by C++ under its own dispatch key, which this tensor has not
-            raise RuntimeError(f"{op} takes dense tensors, all on one device; got a {passed[0].layout} one")
+            raise RuntimeError(f"{op} takes dense tensors, all on one device; got a {leading.layout} one")
         return _without_autocast(run, passed)
 
     def handed_over(*args: Any) -> Any:
@@ -41,9 +43,13 @@ def register_selection(op: str, eager: Callable[..., Any], arguments: Callable[.
     _library.impl(f"{op}_reference", handed_over, "CompositeExplicitAutograd")
 
 
+def _leading_tensor(args: tuple[Any, ...]) -> Tensor:
+    return args[0] if isinstance(args[0], Tensor) else args[0][0]
+
+
 def _without_autocast(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """What was to be cast has been; in a backward under autocast PyTorch would cast what references compute."""
-    with torch.autocast(args[0].device.type, enabled=False):
+    with torch.autocast(_leading_tensor(args).device.type, enabled=False):
         return run(*args)
 
 

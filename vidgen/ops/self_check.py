@@ -29,7 +29,7 @@ def compare(op: str, backend: str, problems: Callable[[torch.dtype, torch.device
         for dtype, bound in _BOUND.items():
             for args in problems(dtype, device):
                 got = _as_tuple(run(*args))
-                want = _as_tuple(reference(*(a.double() if isinstance(a, Tensor) else a for a in args)))
+                want = _as_tuple(reference(*map(_in_double, args)))
                 for g, w in zip(got, want, strict=True):
                     error = float((g.double() - w).norm() / w.norm())
                     if not error <= bound:  # NaN too
@@ -37,6 +37,12 @@ def compare(op: str, backend: str, problems: Callable[[torch.dtype, torch.device
         return None
 
     return check
+
+
+def _in_double(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [_in_double(each) for each in argument]
+    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
 def _as_tuple(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -127,6 +133,15 @@ def _optical_flow(rule: tuple[Any, ...]) -> Callable[[torch.dtype, torch.device]
     return problems
 
 
+def _corr_lookup(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
+    normal = _normal(dtype, device, channels_last=True)
+    coords = normal(2, 2, 5, 9).float() * 6
+    return [
+        ([normal(2, 5, 9, 12, 17), normal(2, 5, 9, 6, 8)], coords, 3, None),
+        ([normal(2, 40, 12, 17), normal(2, 40, 6, 8)], coords, 3, normal(2, 40, 5, 9)),
+    ]
+
+
 for _op in ("masked_conv2d", "masked_conv2d_grad_input", "masked_conv2d_grad_weight"):
     register_self_check(_op, "triton", compare(_op, "triton", _masked_conv2d(_op, 18)))
 register_self_check("masked_conv2d", "cuda", compare("masked_conv2d", "cuda", _masked_conv2d("masked_conv2d", 3)))
@@ -145,3 +160,5 @@ for _op in ("warp", "warp_grad_x", "warp_grad_flow"):
 
 _rule = (0.25, 0.2, 0.3, 2, 0.7, 2, 1, 12, 5, 0.0)
 register_self_check("optical_flow_tvl1", "cuda", compare("optical_flow_tvl1", "cuda", _optical_flow(_rule)))
+
+register_self_check("corr_lookup", "triton", compare("corr_lookup", "triton", _corr_lookup))
