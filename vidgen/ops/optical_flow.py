@@ -61,7 +61,7 @@ def optical_flow(
             "accurate" (None means it); "fast"; "opencv", the parameters of OpenCV's DualTVL1 on the CPU; "two_stream",
             those of OpenCV's on CUDA, with which two-stream networks were trained.
         init: (N, 2, H, W), the flow to start from, in pixels; None starts from zero.
-        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        impl: "cpu", "cuda" (of dis) or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
         params: the method's parameters, by the names of its own function, which documents them.
 
     Returns:

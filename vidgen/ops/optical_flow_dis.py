@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidgen.ops.backends import TABLE, Backend, always, reference_row
+from vidgen.ops.backends import TABLE, Backend, always, cuda_row, reference_row
 from vidgen.ops.optical_flow_dis_stages import (
     coarse_start,
     coarsest_scale,
@@ -115,7 +115,23 @@ def _cpu_supports(prev: Tensor, *_args: Any) -> str | None:
     return torch.ops.vidgen.optical_flow_dis_cpu_supports(prev.dtype) or None
 
 
-TABLE[_OP] = (Backend("cpu", ("cpu",), always, _cpu_supports, run=None), reference_row(reference))
+def _cuda_supports(prev: Tensor, *_args: Any) -> str | None:
+    if prev.dtype not in (torch.uint8, torch.float32, torch.float64):
+        return f"reads uint8, float32 and float64, not {prev.dtype}"
+    if max(prev.shape[2:]) > 2**30:
+        return f"takes images of at most 2^30 pixels a side, got {tuple(prev.shape[2:])}"
+    return None
+
+
+def _run_cuda(*args: Any) -> Tensor:
+    return torch.ops.vidgen.optical_flow_dis_cuda(*args)
+
+
+TABLE[_OP] = (
+    Backend("cpu", ("cpu",), always, _cpu_supports, run=None),
+    cuda_row(_cuda_supports, _run_cuda),
+    reference_row(reference),
+)
 
 
 # Registration: shapes, selection.
@@ -164,7 +180,7 @@ def optical_flow_dis(
         descent_iterations: of a patch in each of the two passes over a level, at most.
         refinement_iterations: of the variational refinement on each level; 0 for none.
         alpha, delta, gamma: weights of smoothness (at least 1e-3), of grey levels and of their gradients.
-        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        impl: "cpu", "cuda" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
 
     Returns:
         (N, 2, H, W), contiguous, pixels: float64 for float64 images, else float32.
@@ -172,7 +188,8 @@ def optical_flow_dis(
     Raises:
         ValueError, TypeError: an argument is not as above; the message names it, what was expected and what came.
         RuntimeError: a pixel or a number of `init` is not finite, or far from what is asked for (checked on the CPU
-            alone); `impl` cannot serve the call; or an image carries a forward-mode tangent.
+            alone: on a GPU the flow is NaN around a NaN); `impl` cannot serve the call; or an image carries a
+            forward-mode tangent.
     """
     check_images(prev, next, init)
     check_count("finest_scale", finest_scale, 30, 0)

@@ -98,6 +98,15 @@ def _discretized_logistic_mixture(op: str) -> Callable[[torch.dtype, torch.devic
     return problems
 
 
+def _optical_flow_dis(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
+    y, x = torch.arange(42.0)[:, None], torch.arange(57.0)
+    waves = torch.sin(x / 2 + y / 7) + torch.sin(x / 3 - y / 2.5) + torch.sin(x / 5 + y / 3.5)
+    # grey levels that are the same in every dtype, though a kernel widens them first
+    image = (waves / 8 + 0.5).mul(64).round().div(64).to(dtype).float().expand(2, 1, 42, 57).to(device)
+    prev, next = image[..., 1:, 1:], image[..., :-1, :-1]
+    return [(prev, next, None, 0, patch, stride, 25, 3, 20.0, 5.0, 10.0) for patch, stride in ((4, 3), (8, 3), (16, 9))]
+
+
 for _op in ("masked_conv2d", "masked_conv2d_grad_input", "masked_conv2d_grad_weight"):
     register_self_check(_op, "triton", compare(_op, "triton", _masked_conv2d(_op, 18)))
 register_self_check("masked_conv2d", "cuda", compare("masked_conv2d", "cuda", _masked_conv2d("masked_conv2d", 3)))
@@ -110,3 +119,5 @@ register_self_check("conv3d_pool3d", "cuda", compare("conv3d_pool3d", "cuda", _c
 
 for _op in ("discretized_logistic_mixture", "discretized_logistic_mixture_grad_params"):
     register_self_check(_op, "triton", compare(_op, "triton", _discretized_logistic_mixture(_op)))
+
+register_self_check("optical_flow_dis", "cuda", compare("optical_flow_dis", "cuda", _optical_flow_dis))
