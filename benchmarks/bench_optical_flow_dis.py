@@ -3,6 +3,8 @@
 Everybody gets the same grey uint8 images and the number of threads that is asked for. A method is a trade of time for
 accuracy, so the endpoint error against the true flow stands beside every time. OpenCV takes one pair at a time and is
 called in a loop for the clip; the call that takes a batch shares its pairs out over the threads.
+
+On a GPU the images are there already. OpenCV has no DIS for GPUs: what stands beside is the one on the CPU.
 """
 
 from __future__ import annotations
@@ -41,9 +43,14 @@ def problems(full: bool) -> list[Problem]:
     return [*quick, _photograph(1080, 1920), _photograph(480, 640, pairs=8)] if full else quick
 
 
+def gpu_problems() -> list[Problem]:
+    """One pair, whose latency counts, and as many as fill a GPU."""
+    return [_photograph(*size, pairs=pairs) for size in ((480, 640), (1080, 1920)) for pairs in (1, 16)]
+
+
 def cases(*, device: str, full: bool) -> list[Case]:
     """The cases of a device. Building the list makes no inputs."""
-    return [_case(problem) for problem in problems(full)] if device == "cpu" else []
+    return [_case(problem, device) for problem in (problems(full) if device == "cpu" else gpu_problems())]
 
 
 def _ours(preset: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -54,8 +61,8 @@ def _opencv(preset: str) -> Callable[[Tensor, Tensor], Tensor]:
     return opencv_flow.dis(preset, threads=torch.get_num_threads())
 
 
-def _case(problem: Problem) -> Case:
-    prepare = partial(flow_inputs, problem)
+def _case(problem: Problem, device: str = "cpu") -> Case:
+    prepare = partial(flow_inputs, problem, device)
     # what must be read and written at least: grey images, and two numbers for each pixel
     work = {"bytes_moved": float(math.prod(problem.size) * problem.pairs * (2 + 8))}
     contenders: list[Contender] = []
@@ -63,13 +70,13 @@ def _case(problem: Problem) -> Case:
     for preset in PRESETS:
         there = None
         if not why:
-            there = f"OpenCV DIS {preset}"
+            there = f"OpenCV DIS {preset}" + ("" if device == "cpu" else ", on the CPU")
             more = {"peer": opencv_flow.DISTRIBUTION, "absolute_limit": math.inf}
             build = partial(flow_run, partial(_opencv, preset))
-            contenders.append(baseline(there, "float32", prepare, build, work, **more))
+            contenders.append(baseline(there, "float32", partial(flow_inputs, problem), build, work, **more))
         # the limit is on the distance from the true flow, not from float64
         limits = {"absolute_limit": problem.limit, "relative_limit": math.inf}
         build = partial(flow_run, partial(_ours, preset))
         contenders.append(own(f"vidgen {preset}", "float32", prepare, build, work, there, **limits))
 
-    return flow_case(OP, problem, contenders, {"OpenCV DIS": why} if why else {})
+    return flow_case(OP, problem, contenders, {"OpenCV DIS": why} if why else {}, device)

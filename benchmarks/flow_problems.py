@@ -99,11 +99,11 @@ def photographs(height: int, width: int, pairs: int) -> tuple[str, str, int, tup
 STEREO = ("motorcycle", "motorcycle 741×500", 1, (500, 741), motorcycle)
 
 
-def flow_inputs(problem: FlowProblem) -> dict[str, Tensor]:
+def flow_inputs(problem: FlowProblem, device: str = "cpu") -> dict[str, Tensor]:
     pair = problem.load()
     return {
-        "prev": pair.prev.expand(problem.pairs, -1, -1, -1).contiguous(),
-        "next": pair.next.expand(problem.pairs, -1, -1, -1).contiguous(),
+        "prev": pair.prev.expand(problem.pairs, -1, -1, -1).to(device).contiguous(),
+        "next": pair.next.expand(problem.pairs, -1, -1, -1).to(device).contiguous(),
     }
 
 
@@ -113,21 +113,27 @@ def flow_run(make: Callable[[], Callable[[Tensor, Tensor], Tensor]], inputs: Map
     return forward_run(lambda: call(inputs["prev"], inputs["next"]))
 
 
-def flow_case(op: str, problem: FlowProblem, contenders: Sequence[Contender], left_out: Mapping[str, str]) -> Case:
+def flow_case(
+    op: str,
+    problem: FlowProblem,
+    contenders: Sequence[Contender],
+    left_out: Mapping[str, str],
+    device: str = "cpu",
+) -> Case:
     """A case whose truth is the true flow, and whose answers are judged by endpoint errors."""
 
     def truth(_dtype: str) -> Outputs:
         return {"y": problem.load().flow.expand(problem.pairs, -1, -1, -1)}
 
     def score(outputs: Outputs) -> dict[str, float]:
-        return endpoint_errors(outputs["y"], problem.load())
+        return endpoint_errors(outputs["y"].cpu(), problem.load())
 
     return Case(
         op=op,
         name=problem.name,
         title=problem.title,
         kind="forward",
-        device="cpu",
+        device=device,
         shape={"pairs": problem.pairs, "height": problem.size[0], "width": problem.size[1]},
         contenders=contenders,
         truth=truth,

@@ -50,7 +50,8 @@ Tensor flow_of(Tensor prev, Tensor next, std::optional<Tensor> init, int64_t fin
 
   cuda::OpticalFlowDis p{};
   p.pairs = prev.size(0);
-  p.height = extent("prev's height", prev.size(2));
+  check(prev.size(2) <= cuda::kMostRows, "prev must have at most ", cuda::kMostRows, " rows, got ", prev.size(2));
+  p.height = static_cast<int>(prev.size(2));
   p.width = extent("prev's width", prev.size(3));
   p.channels = static_cast<int>(prev.size(1));
   p.pixels = dtype == ScalarType::Byte    ? cuda::DisPixels::u8

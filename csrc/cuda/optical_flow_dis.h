@@ -11,6 +11,9 @@ namespace vidgen::cuda {
 
 enum class DisPixels : int { u8, f32, f64 };
 
+// An axis of a grid has 65535 blocks, of 8 rows.
+inline constexpr int kMostRows = 65535 * 8;
+
 // (N, C, H, W) by its strides.
 struct DisImages {
   const void* data;

@@ -13,9 +13,9 @@
 // another.
 //
 // What depends on nothing is done before, by all of the device: the sums of a patch's gradients, where it begins and
-// what that is worth. In what is left latency is all. 1920 x 1080 pixels with the preset "medium" have, on level 1, 178
-// rows of 318 patches: 23 blocks a pair, with some 10 dependent displacements for each of 325 steps; several pairs fill
-// the device side by side. Both neighbours are tried at once, which is one displacement's latency instead of two.
+// what that is worth. In what is left latency is all: 1920 x 1080 pixels with the preset "medium" have, on level 1, 179
+// rows of 319 patches, 23 blocks a pair, each a chain of at least 319 + 7 patches; it takes several pairs to fill the
+// device. So both neighbours are tried at once, for the latency of one displacement instead of two.
 #pragma once
 
 #include "cuda/optical_flow_dis_level.cuh"

@@ -16,7 +16,8 @@ def test_case_names_are_unique_and_every_size_is_there() -> None:
     full = [case.name for case in bench.cases(device="cpu", full=True)]
     assert len(full) == len(set(full))
     assert {"photograph-640x480-1", "photograph-112x112-16", "photograph-1920x1080-1", "motorcycle"} <= set(full)
-    assert bench.cases(device="cuda", full=True) == []
+    on_gpu = {case.name for case in bench.cases(device="cuda", full=True)}
+    assert on_gpu == {f"photograph-{size}-{pairs}" for size in ("640x480", "1920x1080") for pairs in (1, 16)}
 
 
 @needs_pictures

@@ -103,7 +103,7 @@ struct Fiber {
   State state;
   unsigned index;
   double slots[2];  // what a lane shows the others; two, as the next exchange may begin before all have looked
-  unsigned exchanges;
+  unsigned exchanges, barriers;  // of this block, so far
   void* tsan = nullptr;
   void* asan = nullptr;
 };
@@ -116,7 +116,9 @@ static const void* scheduler_stack;
 static size_t scheduler_stack_size;
 static void (*job)(const void*);
 static const void* job_arguments;
-static char order;  // what barriers, fences, and the turns of blocks are to ThreadSanitizer
+// What ThreadSanitizer takes for the order of things: blocks, fences, and barriers, one and the next (whoever passes
+// one late must not see what others did after it).
+static char begun, ended, fences, barriers[2];
 
 [[noreturn]] static void fail(const char* why) {
   std::fprintf(stderr, "emulation: %s\n", why);
@@ -143,9 +145,9 @@ UNSEEN static void entry() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
 #endif
   for (;;) {
-    __tsan_acquire(&order);
+    __tsan_acquire(&begun);
     job(job_arguments);
-    __tsan_release(&order);
+    __tsan_release(&ended);
     back(State::done);
   }
 }
@@ -198,7 +200,8 @@ UNSEEN static bool turn(std::unique_ptr<Fiber>* lanes, int count) {
 }
 
 UNSEEN static void run_block(unsigned threads) {
-  for (unsigned i = 0; i < threads; ++i) fibers[i]->state = State::ready, fibers[i]->exchanges = 0;
+  for (unsigned i = 0; i < threads; ++i)
+    fibers[i]->state = State::ready, fibers[i]->exchanges = fibers[i]->barriers = 0;
   for (int idle = 0; idle < 1000;) {
     bool moved = false;
     for (unsigned first = 0; first < threads; first += kWarp)
@@ -241,9 +244,9 @@ UNSEEN cudaError_t launch(void (*kernel)(Arguments), dim3 grid, dim3 block, void
     for (unsigned y = grid.y; y-- > 0;)
       for (unsigned x = grid.x; x-- > 0;) {
         blockIdx = {x, y, z};
-        __tsan_release(&order);
+        __tsan_release(&begun);
         run_block(block.x);
-        __tsan_acquire(&order);
+        __tsan_acquire(&ended);
       }
   return cudaSuccess;
 }
@@ -257,16 +260,17 @@ static std::vector<char> read_values(size_t bytes) {
 }  // namespace emulation
 
 UNSEEN static void __syncthreads() {
-  __tsan_release(&emulation::order);
+  char* const barrier = &emulation::barriers[emulation::current->barriers++ % 2];
+  __tsan_release(barrier);
   emulation::back(emulation::State::at_barrier);
-  __tsan_acquire(&emulation::order);
+  __tsan_acquire(barrier);
 }
 
 UNSEEN static void __nanosleep(unsigned) { emulation::back(emulation::State::asleep); }
 
 static void __threadfence_block() {
-  __tsan_release(&emulation::order);
-  __tsan_acquire(&emulation::order);
+  __tsan_release(&emulation::fences);
+  __tsan_acquire(&emulation::fences);
 }
 
 // Orders no memory, as on a GPU.

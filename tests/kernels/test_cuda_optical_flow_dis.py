@@ -57,11 +57,11 @@ def emulation(tmp_path_factory):
     def run(problem: Flow, tensors, sanitizer="address,undefined", channels_last=False, together=None):
         prev, next, init = tensors
         counts = (prev.shape[0], problem.channels, *problem.size, PIXELS[prev.dtype], init is not None, channels_last)
-        numbers = (*problem.rule[:5], *(1000 * weight for weight in problem.rule[5:]), together or prev.shape[0])
+        numbers = (*problem.rule[:5], *(round(1000 * weight) for weight in problem.rule[5:]), together or prev.shape[0])
         images = [t.permute(0, 2, 3, 1) if channels_last else t for t in (prev, next)]
         flow = kernel((*counts, *numbers), (*images, init), sanitizer)
         wide = torch.float64 if prev.dtype == torch.float64 else torch.float32
-        return flow.view(torch.uint8).view(wide).view(prev.shape[0], 2, *problem.size)
+        return flow.view(wide).view(prev.shape[0], 2, *problem.size)
 
     return run
 

@@ -118,8 +118,8 @@ def _cpu_supports(prev: Tensor, *_args: Any) -> str | None:
 def _cuda_supports(prev: Tensor, *_args: Any) -> str | None:
     if prev.dtype not in (torch.uint8, torch.float32, torch.float64):
         return f"reads uint8, float32 and float64, not {prev.dtype}"
-    if max(prev.shape[2:]) > 2**30:
-        return f"takes images of at most 2^30 pixels a side, got {tuple(prev.shape[2:])}"
+    if prev.shape[2] > 65535 * 8 or prev.shape[3] > 2**30:
+        return f"takes images of at most 524280 rows and 2^30 columns, got {tuple(prev.shape[2:])}"
     return None
 
 
