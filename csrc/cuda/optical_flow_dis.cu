@@ -19,6 +19,7 @@ namespace vidgen::cuda {
 namespace {
 
 constexpr int kMostLevels = 40;
+constexpr double kFullSmoothness = 100, kLeastSmoothness = 0.5;
 
 struct Levels {
   int finest, coarsest;
@@ -34,11 +35,17 @@ Levels levels_of(const OpticalFlowDis& p) {
   const double most =
       std::min(std::floor(std::log2(longer / (4 * patch)) + 0.5), std::floor(std::log2(shorter / patch)));
   levels.coarsest = std::max(0, static_cast<int>(most));
-  levels.finest = std::min(p.finest_scale, levels.coarsest);
+  levels.finest = p.finest_scale <= levels.coarsest ? p.finest_scale : std::max(0, levels.coarsest - 1);
   levels.size[0] = {std::max(p.height, p.patch_size), std::max(p.width, p.patch_size)};
   for (int l = 1; l <= levels.coarsest; ++l)
     levels.size[l] = {(levels.size[l - 1].height + 1) / 2, (levels.size[l - 1].width + 1) / 2};
   return levels;
+}
+
+// alpha, of which small images get a share.
+double smoothness(const OpticalFlowDis& p, const Levels& levels) {
+  const double side = std::sqrt(static_cast<double>(levels.size[levels.finest].pixels()));
+  return p.alpha * std::min(1.0, std::max(kLeastSmoothness, side / kFullSmoothness));
 }
 
 int patches_along(int side, const OpticalFlowDis& p) {
@@ -137,8 +144,8 @@ struct Batch {
     const dim3 tiles(parts(size.width, kKeptWidth), parts(size.height, kKeptHeight<T>), pairs);
     for (int i = 0; i < iterations; ++i) {
       queue.run(iterate_kernel<T>, tiles, kRelaxThreads,
-                Iterate<T>{flows[0], flows[1], w.residuals, size, static_cast<T>(p.alpha), static_cast<T>(p.delta),
-                           static_cast<T>(p.gamma)});
+                Iterate<T>{flows[0], flows[1], w.residuals, size, static_cast<T>(smoothness(p, levels)),
+                           static_cast<T>(p.delta), static_cast<T>(p.gamma)});
       std::swap(flows[0], flows[1]);
     }
   }

@@ -24,7 +24,7 @@ namespace vidgen::cuda {
 namespace {
 
 constexpr int kStripeRows = 8;
-constexpr double kLeastDeterminant = 1e-5, kLeastStep = 0.01, kLeastGain = 0.01;
+constexpr double kLeastDeterminant = 1e-5, kStep = 0.5, kLeastStep = 0.01, kLeastGain = 0.01;
 
 // A displacement, what it is worth, and b, which with H^-1 gives the next step.
 template <typename T>
@@ -195,17 +195,19 @@ __device__ inline void await(const volatile int* done, int count) {
   __threadfence_block();
 }
 
-// Steps as long as they lead down and are of any length. NaN ends it.
+// Half steps for as long as they are of any length, up to and with the first that does not lead down: interpolation
+// blurs between pixels, so that the distance may be greater there though the patches fit better. NaN ends it.
 template <typename T, int P>
 __device__ inline PatchState<T> descend(const Share<T, P>& mine, const PatchTensor<T>& tensor, const T* next, Size size,
                                         int steps, const PatchState<T>& start) {
   PatchState<T> here = start;
   for (int i = 0; i < steps; ++i) {
-    const T du = tensor.xx * here.bx + tensor.xy * here.by, dv = tensor.xy * here.bx + tensor.yy * here.by;
+    const T du = T(kStep) * (tensor.xx * here.bx + tensor.xy * here.by);
+    const T dv = T(kStep) * (tensor.xy * here.bx + tensor.yy * here.by);
     if (!(du * du + dv * dv > T(kLeastStep * kLeastStep))) break;
-    const PatchState<T> there = mine.moved_to(next, size, here.u - du, here.v - dv);
-    if (!(there.squares < here.squares)) break;
-    here = there;
+    const T before = here.squares;
+    here = mine.moved_to(next, size, here.u - du, here.v - dv);
+    if (!(here.squares < before)) break;
   }
   // farther than a patch it has lost its way
   return squared(here.u - start.u) + squared(here.v - start.v) > T(P * P) ? start : here;

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from vidgen.extraction.lock import alone_in
 from vidgen.extraction.outputs import SINGLE_FILES, Output, Settings, open_output, output_at
 from vidgen.extraction.pipeline import StoppedError, extract_one
 from vidgen.extraction.sources import Source, find_sources
@@ -80,20 +81,26 @@ class _Share:
             summary.notes.append((str(source.path), note))
 
 
+def _is_file(given: Path, out: Path, settings: Settings) -> bool:
+    """Whether `out` is one file, not a folder of many; ValueError where it can be neither."""
+    single = SINGLE_FILES.get(settings.format)
+    is_file = single is not None and out.suffix == single
+    if is_file and given.is_dir():
+        raise ValueError(f"OUT must be a folder where IN is one, got {out}")
+    if out.exists() and out.is_file() != is_file:
+        raise ValueError(f"OUT must be a {'file' if is_file else 'folder'} for format {settings.format!r}, got {out}")
+    if out.exists() and given.exists() and out.samefile(given):
+        raise ValueError(f"OUT must not be IN, got {out} for both")
+    return is_file
+
+
 def plan(given: Path, out: Path, settings: Settings, *, overwrite: bool = False) -> tuple[list[_Job], Summary]:
     """What is to be computed, and a summary of what is whole already or is not to be read. Nothing is written.
 
     Raises:
         FileNotFoundError, ValueError: see `extract_flow`.
     """
-    single = SINGLE_FILES.get(settings.format)
-    is_file = single is not None and out.suffix == single
-    if is_file and not given.is_file():
-        raise ValueError(f"OUT must be a folder where IN is one, got {out}")
-    if out.exists() and out.is_file() != is_file:
-        raise ValueError(f"OUT must be a {'file' if is_file else 'folder'} for format {settings.format!r}, got {out}")
-    if out.exists() and given.exists() and out.samefile(given):
-        raise ValueError(f"OUT must not be IN, got {out} for both")
+    is_file = _is_file(given, out, settings)
     found = find_sources(given, fps=settings.fps, apart_from=out)
     jobs, summary = [], Summary(len(found))
     for source in found:
@@ -120,7 +127,7 @@ def extract_flow(
     """Computes the flow of a video, or of every video and folder of frames under a folder, and writes it.
 
     What an earlier run of the same settings has written is kept and not computed again, so the same call after an
-    interrupted one goes on, to the same bytes as an uninterrupted one. One run at a time may write to a folder.
+    interrupted one goes on, to the same bytes as an uninterrupted one. One run at a time writes to a place.
 
     Args:
         given: video, or folder of videos or of numbered pictures, to any depth.
@@ -139,6 +146,7 @@ def extract_flow(
     Raises:
         FileNotFoundError: there is no `given`.
         ValueError: nothing to compute in it; or what is in `out` was made with other settings or of other videos.
+        BusyError: another run is writing to `out`.
         OSError: the disk is full or cannot be written.
         ModuleNotFoundError: PyAV is not installed (``pip install 'vidgen[video]'``).
     """
@@ -147,15 +155,17 @@ def extract_flow(
             raise ValueError(f"{name} must be at least 1, got {number}")
     settings.check()
     require("av", extra="video")
-    jobs, summary = plan(Path(given), Path(out), settings, overwrite=overwrite)
-    workers = min(workers, max(len(jobs), 1))
-    before = torch.get_num_threads()
-    # threads that begin from here on have so many
-    torch.set_num_threads(max(before // workers, 1))
-    try:
-        _run(jobs, settings, summary, batch, workers, overwrite, show, stop or threading.Event())
-    finally:
-        torch.set_num_threads(before)
+    given, out = Path(given), Path(out)
+    with alone_in(out, is_file=_is_file(given, out, settings)):
+        jobs, summary = plan(given, out, settings, overwrite=overwrite)
+        workers = min(workers, max(len(jobs), 1))
+        before = torch.get_num_threads()
+        # threads that begin from here on have so many
+        torch.set_num_threads(max(before // workers, 1))
+        try:
+            _run(jobs, settings, summary, batch, workers, overwrite, show, stop or threading.Event())
+        finally:
+            torch.set_num_threads(before)
     return summary
 
 
