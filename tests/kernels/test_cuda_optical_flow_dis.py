@@ -18,7 +18,7 @@ PIXELS = {torch.uint8: 0, torch.float32: 1, torch.float64: 2}
 
 @dataclass(frozen=True)
 class Flow:
-    """A call, and pictures that move by (2, -1)."""
+    """A call, and pictures that move by (2, -1), or two of noise, in which patches go astray."""
 
     size: tuple[int, int]
     finest_scale: int = 0
@@ -32,6 +32,7 @@ class Flow:
     channels: int = 1
     pairs: int = 2
     init: bool = False
+    noise: bool = False
 
     @property
     def rule(self) -> tuple[int | float, ...]:
@@ -41,9 +42,12 @@ class Flow:
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         pictures = [texture(*self.size, seed) for seed in range(self.pairs * self.channels)]
-        # grey levels that are the same in every dtype
-        prev = torch.stack(pictures).mul(255).round().view(self.pairs, self.channels, *self.size)
+        prev = torch.stack(pictures).view(self.pairs, self.channels, *self.size)
         next = shifted(prev, 2, -1)
+        if self.noise:
+            prev, next = torch.rand(2, *prev.shape, generator=torch.Generator().manual_seed(3)).double()
+        # grey levels that are the same in every dtype
+        prev, next = (images.mul(255).round() for images in (prev, next))
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         guess = torch.tensor([1.5, -0.5])[:, None, None] + texture(*self.size, 99)
         init = guess.expand(self.pairs, 2, *self.size).to(wide) if self.init else None
@@ -81,6 +85,7 @@ PROBLEMS = [
     Flow((38, 61), 1, 4, 3, refinement_iterations=2),
     Flow((31, 50), patch_size=16, patch_stride=7, init=True),
     Flow((17, 40), patch_stride=1, descent_iterations=2, pairs=1),
+    Flow((49, 61), patch_stride=4, descent_iterations=12, refinement_iterations=3, pairs=1, noise=True),
     Flow((1, 1), channels=3, pairs=3),
     Flow((1, 30), 2, refinement_iterations=0),
     Flow((23, 3), patch_size=16, patch_stride=16, init=True),
