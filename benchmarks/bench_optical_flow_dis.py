@@ -21,7 +21,7 @@ from vidgen.ops import optical_flow_dis
 from vidgen.ops.optical_flow_dis import PRESETS
 
 from .contenders import baseline, own
-from .flow_problems import STEREO, FlowProblem, flow_case, flow_inputs, flow_run, photographs
+from .flow_problems import STEREO, FlowProblem, flow_case, flow_inputs, flow_run, held_out_photograph, photographs
 from .harness import Case, Contender
 from .peers import opencv_flow
 
@@ -37,10 +37,18 @@ def _photograph(height: int, width: int, pairs: int = 1, limit: float = 0.6) -> 
     return Problem(*photographs(height, width, pairs), limit)
 
 
+def _held_out(name: str) -> Problem:
+    # worse than no flow at all is no answer
+    return Problem(*held_out_photograph(name), 1.0, weighed=False)
+
+
 def problems(full: bool) -> list[Problem]:
     stereo = Problem(*STEREO, 0.6)
-    quick = [_photograph(480, 640), stereo, _photograph(112, 112, pairs=16, limit=0.8)]
-    return [*quick, _photograph(1080, 1920), _photograph(480, 640, pairs=8)] if full else quick
+    quick = [_photograph(480, 640), stereo, _photograph(112, 112, pairs=16, limit=0.8), _held_out("chelsea")]
+    if not full:
+        return quick
+    large = [_photograph(480, 640, pairs=16), _photograph(1080, 1920), _photograph(1080, 1920, pairs=16)]
+    return [*quick, _held_out("coffee"), _held_out("rocket"), *large]
 
 
 def gpu_problems() -> list[Problem]:

@@ -164,12 +164,18 @@ bool make_pyramid(const OpticalFlowDis& p, const Sizes& sizes, const ImageView& 
   return good;
 }
 
+// The gradient of I0 stands for that of an I1 between whose pixels interpolation smooths, and is smoothed like it:
+// Sobel's operator, central differences by 1/4 (1 2 1) across.
 template <class T>
 void make_gradients(const Level<T>& level, const Loop& loop) {
-  each_row(loop, level.prev.height, [&](int64_t y, int64_t) {
-    for (int64_t x = 0; x < level.prev.width; x += kLanes<T>) {
-      store(level.gx.row(y) + x, slope_x(level.prev, y, x));
-      store(level.gy.row(y) + x, slope_y(level.prev, y, x));
+  const Plane<T>& from = level.prev;
+  each_row(loop, from.height, [&](int64_t y, int64_t) {
+    for (int64_t x = 0; x < from.width; x += kLanes<T>) {
+      const Vec<T> gx = slope_x(from, y, x), gy = slope_y(from, y, x);
+      const Vec<T> beside_x = slope_x(from, y - 1, x) + slope_x(from, y + 1, x);
+      const Vec<T> beside_y = slope_y(from, y, x - 1) + slope_y(from, y, x + 1);
+      store(level.gx.row(y) + x, T(0.25) * (beside_x + T(2) * gx));
+      store(level.gy.row(y) + x, T(0.25) * (beside_y + T(2) * gy));
     }
   });
 }

@@ -128,10 +128,11 @@ struct Batch {
     queue.run(prepare_kernel<T, P>, dim3(parts(patches.count(), kBlockThreads / kWarp), 1, pairs), kBlockThreads,
               Prepare<T>{patches, start, start_size, zoom, w.tensors, w.states[0]});
     const dim3 stripes(parts(patches.rows, kStripeRows), 1, pairs);
-    for (int backward = 0; backward < 2; ++backward)
-      queue.run(
-          pass_kernel<T, P>, stripes, kStripeRows * kWarp,
-          Pass<T>{patches, w.tensors, w.states[backward], w.states[1 - backward], p.descent_iterations, backward == 1});
+    // the passes share the iterations, and the first has the odd one
+    const int iterations[2] = {(p.descent_iterations + 1) / 2, p.descent_iterations / 2};
+    for (int i = 0; i < 2; ++i)
+      queue.run(pass_kernel<T, P>, stripes, kStripeRows * kWarp,
+                Pass<T>{patches, w.tensors, w.states[i], w.states[1 - i], iterations[i], i == 1});
     queue.run(densify_kernel<T>, pixel_grid(size, pairs), kBlockThreads, Densify<T>{patches, w.states[0], flow});
   }
 

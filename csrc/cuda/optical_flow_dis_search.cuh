@@ -24,7 +24,7 @@ namespace vidgen::cuda {
 namespace {
 
 constexpr int kStripeRows = 8;
-constexpr double kLeastDeterminant = 1e-5, kStep = 0.5, kLeastStep = 0.01, kLeastGain = 0.01;
+constexpr double kLeastDeterminant = 1e-5, kStep = 0.25, kLeastStep = 0.01, kLeastGain = 0.01;
 
 // A displacement, what it is worth, and b, which with H^-1 gives the next step.
 template <typename T>
@@ -65,15 +65,21 @@ struct Share {
     column = lane % P;
     row = lane / P * kRows;
     const int x = left + column, before = edged(x - 1, size.width), after = edged(x + 1, size.width);
+    // Sobel's operator: differences across three columns, added up by (1 2 1) over rows, and the other way round
+    T middle[kRows + 2], difference[kRows + 2], sum[kRows + 2];
+#pragma unroll
+    for (int i = 0; i < kRows + 2; ++i) {
+      const T* const line = prev + static_cast<int64_t>(edged(top + row + i - 1, size.height)) * size.width;
+      const T left_of = line[before], right_of = line[after];
+      middle[i] = line[x];
+      difference[i] = right_of - left_of;
+      sum[i] = left_of + T(2) * middle[i] + right_of;
+    }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int y = top + row + i;
-      const T* const line = prev + static_cast<int64_t>(y) * size.width;
-      const T above = prev[static_cast<int64_t>(edged(y - 1, size.height)) * size.width + x];
-      const T below = prev[static_cast<int64_t>(edged(y + 1, size.height)) * size.width + x];
-      grey[i] = line[x];
-      gx[i] = T(0.5) * (line[after] - line[before]);
-      gy[i] = T(0.5) * (below - above);
+      grey[i] = middle[i + 1];
+      gx[i] = T(0.125) * (difference[i] + T(2) * difference[i + 1] + difference[i + 2]);
+      gy[i] = T(0.125) * (sum[i + 2] - sum[i]);
     }
   }
 
@@ -195,8 +201,9 @@ __device__ inline void await(const volatile int* done, int count) {
   __threadfence_block();
 }
 
-// Half steps for as long as they are of any length, up to and with the first that does not lead down: interpolation
-// blurs between pixels, so that the distance may be greater there though the patches fit better. NaN ends it.
+// Quarters of steps for as long as they are of any length, up to and with the first that does not lead down:
+// interpolation blurs between pixels, so that the distance may be greater there though the patches fit better. NaN ends
+// it.
 template <typename T, int P>
 __device__ inline PatchState<T> descend(const Share<T, P>& mine, const PatchTensor<T>& tensor, const T* next, Size size,
                                         int steps, const PatchState<T>& start) {
@@ -213,9 +220,9 @@ __device__ inline PatchState<T> descend(const Share<T, P>& mine, const PatchTens
   return squared(here.u - start.u) + squared(here.v - start.v) > T(P * P) ? start : here;
 }
 
-// One pass over a stripe.
+// One pass over a stripe. One block of a multiprocessor is enough: told nothing, the compiler spills for a fourth.
 template <typename T, int P>
-__global__ void __launch_bounds__(kStripeRows* kWarp) pass_kernel(const Pass<T> a) {
+__global__ void __launch_bounds__(kStripeRows* kWarp, 1) pass_kernel(const Pass<T> a) {
   __shared__ int done[kStripeRows];  // columns of every row
   if (threadIdx.x < kStripeRows) done[threadIdx.x] = 0;
   __syncthreads();

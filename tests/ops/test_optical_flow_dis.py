@@ -50,7 +50,7 @@ def test_a_smooth_field_is_found_to_a_fraction_of_a_pixel(preset: str, bound: fl
 @pytest.mark.parametrize(("preset", "bound"), [("ultrafast", 0.3), ("fast", 0.25), ("medium", 0.12)])
 @pytest.mark.parametrize(("height", "width"), [(112, 112), (80, 64)])
 def test_a_motion_below_a_pixel_is_found_in_small_images(preset: str, bound: float, height: int, width: int) -> None:
-    """Of a quarter of a pixel, at the finest level of the fast presets, little is left if patches stay on whole ones."""
+    """Of a quarter of a pixel, as on the finest level of the fast presets, patches that stay on whole ones lose all."""
     y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
     dx, dy = 0.9 + 0.3 * torch.sin(y / 30), 0.4 * torch.cos(x / 30) - 0.6
     prev, next = warped(dx, dy, height, width)

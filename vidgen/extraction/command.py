@@ -30,7 +30,7 @@ def flow(
     dtype: Literal["float32", "float16"] = "float32",
     fps: float = 25.0,
     batch: int = 4,
-    workers: int = 1,
+    workers: int | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> int:
@@ -62,8 +62,8 @@ def flow(
         dtype: of safetensors.
         fps: frames per second of folders of pictures.
         batch: pairs of frames computed at once; memory grows with it.
-        workers: videos at once; torch's threads are divided among them. For many short videos as many as there are
-            processor cores.
+        workers: videos at once; torch's threads are divided among them, and memory grows with them. If not given, one
+            for each processor core, at most four.
         overwrite: compute anew what is there.
         progress: show a progress bar; if not given, on a terminal, and elsewhere a line every minute.
     """

@@ -23,6 +23,8 @@ from vidgen.signals import stop_on_signals
 
 #: seconds between two lines about the progress where there is no bar
 _LINE_EVERY = 60.0
+#: if nobody says how many; each has frames and flows of its own in memory
+_MOST_WORKERS = 4
 # after these no other video can be written either
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -121,7 +123,7 @@ def plan(given: Path, out: Path, settings: Settings, *, overwrite: bool = False)
 
 
 def extract_flow(
-    given: str | Path, out: str | Path, settings: Settings, *, batch: int = 4, workers: int = 1,
+    given: str | Path, out: str | Path, settings: Settings, *, batch: int = 4, workers: int | None = None,
     overwrite: bool = False, show: bool | None = None, stop: threading.Event | None = None,
 ) -> Summary:  # fmt: skip
     """Computes the flow of a video, or of every video and folder of frames under a folder, and writes it.
@@ -135,7 +137,8 @@ def extract_flow(
             the formats "safetensors" and "mp4" it may be the file itself.
         settings: what to compute and how to write it.
         batch: pairs of frames in one call of the op; changes no bit.
-        workers: videos at once, among which torch's threads are divided; changes no bit.
+        workers: videos at once, among which torch's threads are divided; changes no bit. None takes one for each
+            thread, at most four.
         overwrite: compute everything anew.
         show: draw a progress bar; None draws it on a terminal, and elsewhere says a line every minute.
         stop: ends the run early when set. So do SIGINT and SIGTERM; a second one raises KeyboardInterrupt at once.
@@ -150,6 +153,10 @@ def extract_flow(
         OSError: the disk is full or cannot be written.
         ModuleNotFoundError: PyAV is not installed (``pip install 'vidgen[video]'``).
     """
+    before = torch.get_num_threads()
+    if workers is None:
+        # nothing is lost on large videos, and much is won on short ones, where the op is not all there is to do
+        workers = min(before, _MOST_WORKERS)
     for name, number in (("batch", batch), ("workers", workers)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
@@ -159,7 +166,6 @@ def extract_flow(
     with alone_in(out, is_file=_is_file(given, out, settings)):
         jobs, summary = plan(given, out, settings, overwrite=overwrite)
         workers = min(workers, max(len(jobs), 1))
-        before = torch.get_num_threads()
         # threads that begin from here on have so many
         torch.set_num_threads(max(before // workers, 1))
         try:

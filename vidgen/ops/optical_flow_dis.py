@@ -5,13 +5,13 @@ Images I₀ and I₁ of grey levels 0 … 255 are halved, by means of four pixel
 before it through its last two:
 
 1. Search. Patches lie every `patch_stride` pixels. A displacement w has the residual r(x) = I₁(x + w) - I₀(x) and the
-   distance Σ r² - (Σ r)² / P², that of patches less their mean levels. With g = ∇I₀, H = Σ g gᵀ - (Σ g)(Σ g)ᵀ / P² and
-   b = Σ r g - (Σ r)(Σ g) / P², steps w ← w - ½ H⁻¹ b are taken while they are longer than 0.01 pixels, up to the first
-   after which the distance has not fallen, at most `descent_iterations` times; a patch that has moved farther than its
-   size goes back. It begins at the flow of the level before, or where its neighbour to the left or above has got to if
-   that is better; then, in a second pass from the end, where its neighbour to the right or below has. Neighbours above
-   and below are looked at within stripes of 8 rows of patches; the last row of a stripe sees the one below as the first
-   pass left it.
+   distance Σ r² - (Σ r)² / P², that of patches less their mean levels. With g = ∇I₀ (Sobel's operator), H = Σ g gᵀ -
+   (Σ g)(Σ g)ᵀ / P² and b = Σ r g - (Σ r)(Σ g) / P², steps w ← w - ¼ H⁻¹ b are taken while they are longer than 0.01
+   pixels, up to the first after which the distance has not fallen, at most half of `descent_iterations` times in each
+   of two passes; a patch that has moved farther than its size goes back. It begins at the flow of the level before, or
+   where its neighbour to the left or above has got to if that is better; then, in a second pass from the end, where its
+   neighbour to the right or below has. Neighbours above and below are looked at within stripes of 8 rows of patches;
+   the last row of a stripe sees the one below as the first pass left it.
 2. Flow of pixels: the mean of the w of the patches that cover a pixel, weighted by 1 / max(1, |r|).
 3. Refinement, if refinement_iterations > 0: of δ Ψ(grey level constancy) + γ Ψ(gradient constancy) + α Ψ(smoothness),
    Ψ(s²) = √(s² + 10⁻⁶), the constancies linearised at the mean of I₀ and the displaced I₁ and divided by the lengths of
@@ -183,7 +183,7 @@ def optical_flow_dis(
             images have fewer levels, of which the last two are searched.
         patch_size: side of a patch in pixels of its level: 4, 8 or 16.
         patch_stride: pixels between neighbouring patches, from 1 to patch_size.
-        descent_iterations: of a patch in each of the two passes over a level, at most.
+        descent_iterations: of a patch in both passes over a level together, at most.
         refinement_iterations: of the variational refinement on each level; 0 for none.
         alpha, delta, gamma: weights of smoothness (at least 1e-3; small images have less of it), of grey levels and of
             their gradients.
