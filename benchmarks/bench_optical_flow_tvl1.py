@@ -27,7 +27,16 @@ from vidgen.ops import optical_flow_tvl1
 from vidgen.ops.optical_flow_tvl1 import PRESETS, level_sizes
 
 from .contenders import baseline, own
-from .flow_problems import STEREO, FlowProblem, flow_case, flow_inputs, flow_run, photographs
+from .flow_problems import (
+    HELD_OUT,
+    STEREO,
+    FlowProblem,
+    flow_case,
+    flow_inputs,
+    flow_run,
+    held_out_photograph,
+    photographs,
+)
 from .harness import Case, Contender
 from .peers import opencv_flow, skimage_flow
 
@@ -53,9 +62,12 @@ def problems(full: bool) -> list[Problem]:
         return quick
     # OpenCV's pyramid is too short for this pair's motion, and it takes most of a minute to miss it
     stereo = Problem(*STEREO, ("accurate", "fast"), (SKIMAGE,))
+    presets = ("accurate", "fast")
+    held_out = [Problem(*held_out_photograph(name), presets, (SKIMAGE,), weighed=False) for name in HELD_OUT]
+    batch = Problem(*photographs(1080, 1920, 16), ("fast",))
     return [
-        quick[0], _photograph(480, 640, peers=(OPENCV, SKIMAGE)), stereo, _photograph(480, 640, pairs=8),
-        _photograph(1080, 1920), _photograph(1080, 1920, pairs=2),
+        quick[0], _photograph(480, 640, peers=(OPENCV, SKIMAGE)), stereo, *held_out, _photograph(480, 640, pairs=16),
+        _photograph(1080, 1920), batch,
     ]  # fmt: skip
 
 

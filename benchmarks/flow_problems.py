@@ -2,13 +2,15 @@
 
 `photograph`: the astronaut of scikit-image, resized, and the same photograph pulled along a smooth field of some
 pixels, which grows with the picture. `motorcycle`: a real stereo pair with its measured disparity, from 7 to some 60
-pixels. Both come with scikit-image's wheel (`pip install 'vidgen[data]'`).
+pixels. `held_out`: three other photographs pulled along three other fields, of up to 2, 7 and 30 pixels; no method's
+constants may be chosen by what comes out on these. All come with scikit-image's wheel (`pip install 'vidgen[data]'`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 
 import torch
@@ -55,11 +57,57 @@ def photograph(height: int, width: int) -> Pair:
     s = width / 640
     u = 6 * s * torch.sin(y / (60 * s)) + 0.02 * (x - width / 2)
     v = 4 * s * torch.cos(x / (80 * s)) + 0.02 * (y - height / 2)
-    points = torch.stack([(x + u) * 2 / (width - 1) - 1, (y + v) * 2 / (height - 1) - 1], dim=-1)
+    return _pulled(picture, u, v)
+
+
+def _pulled(picture: Tensor, u: Tensor, v: Tensor) -> Pair:
+    """`next` is the picture (1, 1, H, W), `prev` what the flow u, v, both (H, W), brings onto it."""
+    height, width = u.shape
+    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    x, y = x + u, y + v
+    points = torch.stack([x * 2 / (width - 1) - 1, y * 2 / (height - 1) - 1], dim=-1)
     pulled = F.grid_sample(picture, points[None], mode="bicubic", padding_mode="border", align_corners=True)
     judged = torch.zeros(height, width, dtype=torch.bool)
     judged[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
+    judged &= (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     return Pair(_levels(pulled), _levels(picture), torch.stack([u, v])[None], judged)
+
+
+# Fields by coordinates from the centre of the picture, in pixels.
+
+
+def _turn(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A turn and a zoom: 2 pixels in the corners."""
+    return 0.003 * x - 0.005 * y, 0.005 * x + 0.003 * y
+
+
+def _waves(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Up to 7 pixels."""
+    return 5 * torch.sin(2 * math.pi * y / 150), 2 + 3 * torch.cos(2 * math.pi * x / 200)
+
+
+def _bump(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """16 pixels, and 28 in the middle."""
+    bump = torch.exp(-(x.square() + y.square()) / (2 * 100**2))
+    return 14 + 10 * bump, -8 - 6 * bump
+
+
+#: photograph of scikit-image -> (height, width), its field, and what the field is called
+HELD_OUT: Mapping[str, tuple[tuple[int, int], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str]] = {
+    "coffee": ((400, 600), _turn, "2 px"),
+    "chelsea": ((300, 451), _waves, "7 px"),
+    "rocket": ((427, 640), _bump, "28 px"),
+}
+
+
+@cache
+def held_out(name: str) -> Pair:
+    """One of `HELD_OUT`, in its own size."""
+    data = require("skimage.data", extra="data")
+    picture = _grey(torch.from_numpy(getattr(data, name)()))
+    height, width = picture.shape[2:]
+    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    return _pulled(picture, *HELD_OUT[name][1](x - width / 2, y - height / 2))
 
 
 @cache
@@ -87,12 +135,25 @@ class FlowProblem:
     pairs: int
     size: tuple[int, int]
     load: Callable[[], Pair]
+    weighed: bool = field(default=True, kw_only=True)  # its memory is measured, too
 
 
 def photographs(height: int, width: int, pairs: int) -> tuple[str, str, int, tuple[int, int], Callable[[], Pair]]:
     """The fields of the problem of warped photographs."""
     title = f"photograph {width}×{height}" + (f", {pairs} pairs" if pairs > 1 else "")
     return f"photograph-{width}x{height}-{pairs}", title, pairs, (height, width), partial(photograph, height, width)
+
+
+def held_out_photograph(name: str) -> tuple[str, str, int, tuple[int, int], Callable[[], Pair]]:
+    """Those of the problem of a photograph that nothing was tuned on."""
+    (height, width), _, amplitude = HELD_OUT[name]
+    return (
+        f"{name}-{width}x{height}",
+        f"{name} {width}×{height}, {amplitude}",
+        1,
+        (height, width),
+        partial(held_out, name),
+    )
 
 
 #: those of the stereo pair
@@ -139,5 +200,6 @@ def flow_case(
         truth=truth,
         compare=lambda _, flow: flow[..., problem.load().judged],
         left_out=left_out,
+        weighed=problem.weighed,
         score=score,
     )

@@ -35,6 +35,8 @@ _RATIO = re.compile(r"(?P<value>\d+(?:\.\d+)?)\s?×(?!\s?\d)(?P<source>[*_\s]{0,
 def table(stored: dict[str, Any], columns: Sequence[str] = ()) -> str:
     """The compact table of a results file: a line per case, each baseline's time, and ours with its ratio.
 
+    Where answers are scored, the first score, such as the endpoint error, stands beside the time.
+
     Args:
         stored: the content of a results file.
         columns: the contenders that are shown, in this order; all if none is named.
@@ -53,10 +55,11 @@ def table(stored: dict[str, Any], columns: Sequence[str] = ()) -> str:
         unseen -= set(names)
         if columns:
             names = [name for name in columns if name in names]
-        lines.append(f"| {kind} | " + " | ".join(names) + " |")
+        figures = [{one.name: one for one in results.figures(row, stored["peaks"])} for row in rows]
+        judged = {one.score[0] for by_name in figures for one in by_name.values() if one.score}
+        lines.append(f"| {', '.join([kind, *sorted(judged)])} | " + " | ".join(names) + " |")
         lines.append("|---" * (len(names) + 1) + "|")
-        for row in rows:
-            by_name = {one.name: one for one in results.figures(row, stored["peaks"])}
+        for row, by_name in zip(rows, figures, strict=True):
             title = row["title"].removesuffix(f", {kind}")
             lines.append(f"| {title} | " + " | ".join(_cell(by_name[name]) for name in names) + " |")
         lines.append("")
@@ -72,10 +75,10 @@ def _has(row: dict[str, Any], name: str) -> bool:
 def _cell(one: results.Figures) -> str:
     if one.failure:
         return "FAILED"
-    time = results.format_time(one.median_ms)
-    if not one.ours or one.ratio is None:
-        return time
-    return f"{time} (**{results.format_ratio(one.ratio, one.overhead_us)}**)"
+    cell = results.format_time(one.median_ms)
+    if one.ours and one.ratio is not None:
+        cell += f" (**{results.format_ratio(one.ratio, one.overhead_us)}**)"
+    return cell + (f", {one.score[1]:.3g} {one.score[2]}" if one.score else "")
 
 
 def _block_table(block: re.Match[str], folder: Path) -> str:

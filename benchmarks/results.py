@@ -46,6 +46,7 @@ class Figures:
     )
     error: float | None = None  # largest relative rms error among the outputs, against float64
     scores: str = ""  # what the field judges such an answer by, in words
+    score: tuple[str, float, str] | None = None  # the first of them: name, value and unit
     added_mib: float | None = None
     roofline: float | None = None  # measured floor over time, 1.0 = at the machine's ceiling
 
@@ -116,12 +117,21 @@ def figures(row: dict[str, Any], peaks: dict[str, float]) -> list[Figures]:
                 overhead_us=overhead,
                 ratio_to_best=to_best,
                 error=error,
+                score=_first_score(entry.get("scores") or {}),
                 scores=", ".join(f"{name} {value:.3g}" for name, value in entry.get("scores", {}).items()),
                 added_mib=(entry.get("memory") or {}).get("added_mib"),
                 roofline=None if floor is None else floor / median,
             )
         )
     return result
+
+
+def _first_score(scores: dict[str, float]) -> tuple[str, float, str] | None:
+    """ "EPE px" is a name and, its last word, a unit."""
+    for named, value in scores.items():
+        name, _, unit = named.rpartition(" ")
+        return name, value, unit
+    return None
 
 
 def _unit(ms: float) -> tuple[float, str]:

@@ -18,6 +18,7 @@ namespace {
 
 // As in vidgen/ops/optical_flow_dis.py, of which this file is the fast form.
 constexpr double kLargestInit = 1e6;
+constexpr double kFullSmoothness = 100, kLeastSmoothness = 0.5;
 constexpr int64_t kMostLevels = 40;
 constexpr int64_t kStripeRows = 8;
 
@@ -37,7 +38,7 @@ Sizes level_sizes(const OpticalFlowDis& p) {
   const int64_t most =
       std::min(int64_t(std::floor(std::log2(longer / (4 * patch)) + 0.5)), floor_log2(shorter / patch));
   sizes.coarsest = std::max<int64_t>(most, 0);
-  sizes.finest = std::min(p.finest_scale, sizes.coarsest);
+  sizes.finest = p.finest_scale <= sizes.coarsest ? p.finest_scale : std::max<int64_t>(0, sizes.coarsest - 1);
   sizes.height[0] = std::max(p.height, p.patch_size);
   sizes.width[0] = std::max(p.width, p.patch_size);
   for (int64_t l = 1; l <= sizes.coarsest; ++l) {
@@ -45,6 +46,12 @@ Sizes level_sizes(const OpticalFlowDis& p) {
     sizes.width[l] = (sizes.width[l - 1] + 1) / 2;
   }
   return sizes;
+}
+
+// The share of alpha that images of this size get.
+double smoothness_share(const Sizes& sizes) {
+  const double pixels = double(sizes.height[sizes.finest]) * double(sizes.width[sizes.finest]);
+  return std::clamp(std::sqrt(pixels) / kFullSmoothness, kLeastSmoothness, 1.0);
 }
 
 // Everything that a pair needs, taken from one piece of memory.
@@ -157,12 +164,18 @@ bool make_pyramid(const OpticalFlowDis& p, const Sizes& sizes, const ImageView& 
   return good;
 }
 
+// The gradient of I0 stands for that of an I1 between whose pixels interpolation smooths, and is smoothed like it:
+// Sobel's operator, central differences by 1/4 (1 2 1) across.
 template <class T>
 void make_gradients(const Level<T>& level, const Loop& loop) {
-  each_row(loop, level.prev.height, [&](int64_t y, int64_t) {
-    for (int64_t x = 0; x < level.prev.width; x += kLanes<T>) {
-      store(level.gx.row(y) + x, slope_x(level.prev, y, x));
-      store(level.gy.row(y) + x, slope_y(level.prev, y, x));
+  const Plane<T>& from = level.prev;
+  each_row(loop, from.height, [&](int64_t y, int64_t) {
+    for (int64_t x = 0; x < from.width; x += kLanes<T>) {
+      const Vec<T> gx = slope_x(from, y, x), gy = slope_y(from, y, x);
+      const Vec<T> beside_x = slope_x(from, y - 1, x) + slope_x(from, y + 1, x);
+      const Vec<T> beside_y = slope_y(from, y, x - 1) + slope_y(from, y, x + 1);
+      store(level.gx.row(y) + x, T(0.25) * (beside_x + T(2) * gx));
+      store(level.gy.row(y) + x, T(0.25) * (beside_y + T(2) * gy));
     }
   });
 }
@@ -326,6 +339,7 @@ FlowStatus solve(const OpticalFlowDis& p, const ImageView& prev, const ImageView
   if (!make_pyramid(p, sizes, prev, w, &Level<T>::prev, loop)) return FlowStatus::bad_prev;
   if (!make_pyramid(p, sizes, next, w, &Level<T>::next, loop)) return FlowStatus::bad_next;
   if (init.data != nullptr && !read_init(p, sizes.coarsest, init, w.init, loop)) return FlowStatus::bad_init;
+  const T alpha = T(p.alpha * smoothness_share(sizes));
   const auto step = p.patch_size == 4 ? search<T, 4> : p.patch_size == 8 ? search<T, 8> : search<T, 16>;
   for (int64_t l = sizes.coarsest; l >= sizes.finest; --l) {
     const Loop here = sizes.height[l] * sizes.width[l] < kWorthThreads ? Loop{1, nullptr, in_turn} : loop;
@@ -338,7 +352,7 @@ FlowStatus solve(const OpticalFlowDis& p, const ImageView& prev, const ImageView
     const int64_t second = p.refinement_iterations / 2;
     for (int64_t iterations : {p.refinement_iterations - second, second}) {
       if (iterations == 0) continue;
-      refine(w.level[l], w.flow[l], w.refinement[l], iterations, T(p.alpha), T(p.delta), T(p.gamma), here);
+      refine(w.level[l], w.flow[l], w.refinement[l], iterations, alpha, T(p.delta), T(p.gamma), here);
     }
   }
   Flow<T> flow = w.flow[sizes.finest];

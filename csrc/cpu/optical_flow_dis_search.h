@@ -4,7 +4,7 @@
 // I1(x + w) - I0(x) and n = P^2, the distance is s = sum r^2 - (sum r)^2 / n. Gauss-Newton steps take the gradient g of
 // I0 in place of that of I1, so that the 2 x 2 matrix H = sum g g' - (sum g)(sum g)' / n is one of the patch alone:
 //
-//     b = sum r g - (sum r)(sum g) / n,    w <- w - H^-1 b
+//     b = sum r g - (sum r)(sum g) / n,    w <- w - H^-1 b / 4
 //
 // All pixels of a patch lie at the same fraction between those of I1, so that interpolation is two products along a row
 // and two across rows with constant weights, and every row of I1 is used twice. A row of a patch is one vector (two of
@@ -141,7 +141,7 @@ struct PatchState {
   T sum_gx, sum_gy;
 };
 
-constexpr double kLeastDeterminant = 1e-5, kLeastStep = 0.01, kLeastGain = 0.01;
+constexpr double kLeastDeterminant = 1e-5, kStep = 0.25, kLeastStep = 0.01, kLeastGain = 0.01;
 
 // The patches of a level: corners every `stride` pixels, the last flush with the edge.
 template <class T, int P>
@@ -209,20 +209,20 @@ struct Patches {
     }
   }
 
-  // Steps as long as they lead down and are of any length, at most descent_iterations.
+  // Quarters of steps for as long as they are of any length, up to and with the first that does not lead down:
+  // interpolation blurs between pixels, so that the distance may be greater there though the patches fit better.
   VIDGEN_INLINE void descend(int64_t x, int64_t y, int64_t steps, PatchState<T>* s) const {
     const T u0 = s->u, v0 = s->v;
     const Distance<T> first = s->distance;
     for (int64_t i = 0; i < steps; ++i) {
-      const T du = s->inverse_xx * s->distance.bx + s->inverse_xy * s->distance.by;
-      const T dv = s->inverse_xy * s->distance.bx + s->inverse_yy * s->distance.by;
+      const T du = T(kStep) * (s->inverse_xx * s->distance.bx + s->inverse_xy * s->distance.by);
+      const T dv = T(kStep) * (s->inverse_xy * s->distance.bx + s->inverse_yy * s->distance.by);
       if (!(du * du + dv * dv > T(kLeastStep * kLeastStep))) break;
-      const T u = s->u - du, v = s->v - dv;
-      const Distance<T> there = distance(x, y, u, v, *s);
-      if (!(there.squares < s->distance.squares)) break;
-      s->u = u;
-      s->v = v;
-      s->distance = there;
+      const T before = s->distance.squares;
+      s->u -= du;
+      s->v -= dv;
+      s->distance = distance(x, y, s->u, s->v, *s);
+      if (!(s->distance.squares < before)) break;
     }
     const T mu = s->u - u0, mv = s->v - v0;
     // farther than a patch it has lost its way
@@ -245,7 +245,7 @@ struct Patches {
         s.distance = distance(px, py, s.u, s.v, s);
         if (column > 0) consider(px, py, state(row, column - 1), &s);
         if (row > begin) consider(px, py, state(row - 1, column), &s);
-        descend(px, py, descent_iterations, &s);
+        descend(px, py, (descent_iterations + 1) / 2, &s);
       }
     }
   }
@@ -259,7 +259,7 @@ struct Patches {
         PatchState<T>& s = state(row, column);
         if (column < columns - 1) consider(px, py, state(row, column + 1), &s);
         if (under != nullptr) consider(px, py, under[column], &s);
-        descend(px, py, descent_iterations, &s);
+        descend(px, py, descent_iterations / 2, &s);
       }
     }
   }

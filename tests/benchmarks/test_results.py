@@ -199,6 +199,15 @@ def test_tables_are_written_from_the_samples_and_tampering_is_found(folder: Path
     assert "differs from its samples" in problem
 
 
+def test_a_score_stands_beside_the_time_in_a_published_table() -> None:
+    """A flow method is a trade of time for accuracy: one without the other says nothing."""
+    scores = {"scores": {"EPE px": 0.12345, "> 3 px %": 7.0}}
+    content = stored(entry("eager", [20.0], **scores), entry("ours", [10.0], **OURS, **scores))
+    text = published.table(content)
+    assert "| forward, EPE | eager | ours |" in text
+    assert "| 20.0 ms, 0.123 px | 10.0 ms (**2.00×**), 0.123 px |" in text
+
+
 def test_a_table_shows_the_columns_that_are_asked_for(folder: Path) -> None:
     content = results.load(folder / "results" / "x-cpu.json")
     assert "| forward | ours | eager |" in published.table(content, ["ours", "eager"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.ops.motions import shifted, texture, warped
 from vidgen.ops import optical_flow_dis
 from vidgen.ops.optical_flow_dis import PRESETS, reference
-from vidgen.ops.optical_flow_dis_stages import coarsest_scale
+from vidgen.ops.optical_flow_dis_stages import coarsest_scale, finest_level, smoothness_share
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -45,6 +45,17 @@ def test_a_smooth_field_is_found_to_a_fraction_of_a_pixel(preset: str, bound: fl
     flow = optical_flow_dis(prev, next, **PRESETS[preset]).double()[0]
     error = (flow - torch.stack([dx, dy])).norm(dim=0)[16:-16, 16:-16]
     assert error.mean() < bound
+
+
+@pytest.mark.parametrize(("preset", "bound"), [("ultrafast", 0.3), ("fast", 0.25), ("medium", 0.12)])
+@pytest.mark.parametrize(("height", "width"), [(112, 112), (80, 64)])
+def test_a_motion_below_a_pixel_is_found_in_small_images(preset: str, bound: float, height: int, width: int) -> None:
+    """Of a quarter of a pixel, as on the finest level of the fast presets, patches that stay on whole ones lose all."""
+    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    dx, dy = 0.9 + 0.3 * torch.sin(y / 30), 0.4 * torch.cos(x / 30) - 0.6
+    prev, next = warped(dx, dy, height, width)
+    flow = optical_flow_dis(prev, next, **PRESETS[preset]).double()[0]
+    assert (flow - torch.stack([dx, dy])).norm(dim=0)[12:-12, 12:-12].mean() < bound
 
 
 def test_brightness_may_change_during_the_search() -> None:
@@ -170,6 +181,15 @@ def test_coarsest_scale() -> None:
     assert coarsest_scale(1080, 1920, 8) == 6
     assert coarsest_scale(16, 4000, 8) == 1
     assert coarsest_scale(1, 1, 8) == 0
+
+
+def test_small_images_are_searched_on_their_last_two_levels() -> None:
+    assert [finest_level(2, coarsest) for coarsest in (4, 2, 1, 0)] == [2, 2, 0, 0]
+    assert finest_level(0, 0) == 0
+
+
+def test_the_smoothness_of_small_images_is_less_but_not_below_half() -> None:
+    assert [smoothness_share(*size) for size in ((1080, 1920), (100, 100), (50, 98), (20, 20))] == [1, 1, 0.7, 0.5]
 
 
 # Bad input.

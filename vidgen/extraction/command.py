@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from vidgen.extraction.lock import BusyError
 from vidgen.extraction.outputs import SINGLE_FILES, Format, Settings
 from vidgen.extraction.run import Summary, extract_flow
 from vidgen.ops.optical_flow import METHODS
@@ -29,7 +30,7 @@ def flow(
     dtype: Literal["float32", "float16"] = "float32",
     fps: float = 25.0,
     batch: int = 4,
-    workers: int = 1,
+    workers: int | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> int:
@@ -39,9 +40,9 @@ def flow(
     OUT/walk/one/flow_000000.flo …, a folder for each video, or, with --format safetensors or mp4, one file,
     OUT/walk/one.safetensors. A number is that of the frame from which the flow starts.
 
-    Run again, it goes on where an earlier run of the same settings ended, however that ended, to the same bytes; one
-    run at a time. A video that cannot be read is reported and the rest goes on. Exit status: 0, 1 if
-    anything failed, 2 for a wrong call, 130 after Ctrl-C.
+    Run again, it goes on where an earlier run of the same settings ended, however that ended, to the same bytes; where
+    another run is writing to OUT it does nothing. A video that cannot be read is reported and the rest goes on. Exit
+    status: 0, 1 if anything failed, 2 for a wrong call, 130 after Ctrl-C.
 
     Example: vidgen flow videos flows --preset fast
     Example: vidgen flow clip.mp4 clip-flow.mp4
@@ -61,8 +62,8 @@ def flow(
         dtype: of safetensors.
         fps: frames per second of folders of pictures.
         batch: pairs of frames computed at once; memory grows with it.
-        workers: videos at once; torch's threads are divided among them. For many short videos as many as there are
-            processor cores.
+        workers: videos at once; torch's threads are divided among them, and memory grows with them. If not given, one
+            for each processor core, at most four.
         overwrite: compute anew what is there.
         progress: show a progress bar; if not given, on a terminal, and elsewhere a line every minute.
     """
@@ -76,6 +77,9 @@ def flow(
     except (ValueError, FileNotFoundError) as error:
         print(f"vidgen flow: {error}", file=sys.stderr)
         return 2
+    except BusyError as error:
+        print(f"vidgen flow: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"vidgen flow: {error}; once that is mended, the same command goes on", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from vidgen.extraction.lock import alone_in
 from vidgen.extraction.outputs import SINGLE_FILES, Output, Settings, open_output, output_at
 from vidgen.extraction.pipeline import StoppedError, extract_one
 from vidgen.extraction.sources import Source, find_sources
@@ -22,6 +23,8 @@ from vidgen.signals import stop_on_signals
 
 #: seconds between two lines about the progress where there is no bar
 _LINE_EVERY = 60.0
+#: if nobody says how many; each has frames and flows of its own in memory
+_MOST_WORKERS = 4
 # after these no other video can be written either
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -80,20 +83,26 @@ class _Share:
             summary.notes.append((str(source.path), note))
 
 
+def _is_file(given: Path, out: Path, settings: Settings) -> bool:
+    """Whether `out` is one file, not a folder of many; ValueError where it can be neither."""
+    single = SINGLE_FILES.get(settings.format)
+    is_file = single is not None and out.suffix == single
+    if is_file and given.is_dir():
+        raise ValueError(f"OUT must be a folder where IN is one, got {out}")
+    if out.exists() and out.is_file() != is_file:
+        raise ValueError(f"OUT must be a {'file' if is_file else 'folder'} for format {settings.format!r}, got {out}")
+    if out.exists() and given.exists() and out.samefile(given):
+        raise ValueError(f"OUT must not be IN, got {out} for both")
+    return is_file
+
+
 def plan(given: Path, out: Path, settings: Settings, *, overwrite: bool = False) -> tuple[list[_Job], Summary]:
     """What is to be computed, and a summary of what is whole already or is not to be read. Nothing is written.
 
     Raises:
         FileNotFoundError, ValueError: see `extract_flow`.
     """
-    single = SINGLE_FILES.get(settings.format)
-    is_file = single is not None and out.suffix == single
-    if is_file and not given.is_file():
-        raise ValueError(f"OUT must be a folder where IN is one, got {out}")
-    if out.exists() and out.is_file() != is_file:
-        raise ValueError(f"OUT must be a {'file' if is_file else 'folder'} for format {settings.format!r}, got {out}")
-    if out.exists() and given.exists() and out.samefile(given):
-        raise ValueError(f"OUT must not be IN, got {out} for both")
+    is_file = _is_file(given, out, settings)
     found = find_sources(given, fps=settings.fps, apart_from=out)
     jobs, summary = [], Summary(len(found))
     for source in found:
@@ -114,13 +123,13 @@ def plan(given: Path, out: Path, settings: Settings, *, overwrite: bool = False)
 
 
 def extract_flow(
-    given: str | Path, out: str | Path, settings: Settings, *, batch: int = 4, workers: int = 1,
+    given: str | Path, out: str | Path, settings: Settings, *, batch: int = 4, workers: int | None = None,
     overwrite: bool = False, show: bool | None = None, stop: threading.Event | None = None,
 ) -> Summary:  # fmt: skip
     """Computes the flow of a video, or of every video and folder of frames under a folder, and writes it.
 
     What an earlier run of the same settings has written is kept and not computed again, so the same call after an
-    interrupted one goes on, to the same bytes as an uninterrupted one. One run at a time may write to a folder.
+    interrupted one goes on, to the same bytes as an uninterrupted one. One run at a time writes to a place.
 
     Args:
         given: video, or folder of videos or of numbered pictures, to any depth.
@@ -128,7 +137,8 @@ def extract_flow(
             the formats "safetensors" and "mp4" it may be the file itself.
         settings: what to compute and how to write it.
         batch: pairs of frames in one call of the op; changes no bit.
-        workers: videos at once, among which torch's threads are divided; changes no bit.
+        workers: videos at once, among which torch's threads are divided; changes no bit. None takes one for each
+            thread, at most four.
         overwrite: compute everything anew.
         show: draw a progress bar; None draws it on a terminal, and elsewhere says a line every minute.
         stop: ends the run early when set. So do SIGINT and SIGTERM; a second one raises KeyboardInterrupt at once.
@@ -139,23 +149,29 @@ def extract_flow(
     Raises:
         FileNotFoundError: there is no `given`.
         ValueError: nothing to compute in it; or what is in `out` was made with other settings or of other videos.
+        BusyError: another run is writing to `out`.
         OSError: the disk is full or cannot be written.
         ModuleNotFoundError: PyAV is not installed (``pip install 'vidgen[video]'``).
     """
+    before = torch.get_num_threads()
+    if workers is None:
+        # nothing is lost on large videos, and much is won on short ones, where the op is not all there is to do
+        workers = min(before, _MOST_WORKERS)
     for name, number in (("batch", batch), ("workers", workers)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     settings.check()
     require("av", extra="video")
-    jobs, summary = plan(Path(given), Path(out), settings, overwrite=overwrite)
-    workers = min(workers, max(len(jobs), 1))
-    before = torch.get_num_threads()
-    # threads that begin from here on have so many
-    torch.set_num_threads(max(before // workers, 1))
-    try:
-        _run(jobs, settings, summary, batch, workers, overwrite, show, stop or threading.Event())
-    finally:
-        torch.set_num_threads(before)
+    given, out = Path(given), Path(out)
+    with alone_in(out, is_file=_is_file(given, out, settings)):
+        jobs, summary = plan(given, out, settings, overwrite=overwrite)
+        workers = min(workers, max(len(jobs), 1))
+        # threads that begin from here on have so many
+        torch.set_num_threads(max(before // workers, 1))
+        try:
+            _run(jobs, settings, summary, batch, workers, overwrite, show, stop or threading.Event())
+        finally:
+            torch.set_num_threads(before)
     return summary
 
 

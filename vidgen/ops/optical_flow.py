@@ -11,10 +11,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
+from vidgen.ops.flow_consistency import flow_consistency
 from vidgen.ops.optical_flow_dis import PRESETS as DIS_PRESETS
 from vidgen.ops.optical_flow_dis import optical_flow_dis
+from vidgen.ops.optical_flow_images import check_images
 from vidgen.ops.optical_flow_tvl1 import PRESETS as TVL1_PRESETS
 from vidgen.ops.optical_flow_tvl1 import optical_flow_tvl1
 
@@ -61,7 +64,7 @@ def optical_flow(
             "accurate" (None means it); "fast"; "opencv", the parameters of OpenCV's DualTVL1 on the CPU; "two_stream",
             those of OpenCV's on CUDA, with which two-stream networks were trained.
         init: (N, 2, H, W), the flow to start from, in pixels; None starts from zero.
-        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        impl: "cpu", "cuda" (of dis) or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
         params: the method's parameters, by the names of its own function, which documents them.
 
     Returns:
@@ -79,3 +82,40 @@ def optical_flow(
     if unknown := [name for name in params if name not in kind.parameters]:
         raise TypeError(f"parameters of method {method!r} must be among {list(kind.parameters)}, got {unknown}")
     return kind.function(prev, next, init=init, impl=impl, **{**kind.presets[preset or kind.default], **params})
+
+
+class BidirectionalFlow(NamedTuple):
+    """forward, backward: (N, 2, H, W), pixels; from prev to next and from next to prev. consistent: (N, H, W), bool."""
+
+    forward: Tensor
+    backward: Tensor
+    consistent: Tensor
+
+
+def optical_flow_bidirectional(
+    prev: Tensor,
+    next: Tensor,
+    *,
+    method: Method = "dis",
+    preset: str | None = None,
+    impl: str | None = None,
+    **params: Any,
+) -> BidirectionalFlow:
+    """The flow in both directions, in one call of twice the batch, and where the two agree.
+
+    A pixel of prev that is hidden in next, or has left it, is not consistent: `vidgen.ops.flow_consistency`, which also
+    gives the mask of next's pixels, or one of another tolerance.
+
+    Args:
+        prev, next, method, preset, impl, params: of `optical_flow`.
+
+    Returns:
+        `BidirectionalFlow`: (forward, backward, consistent), the last for the pixels of prev.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `optical_flow`.
+    """
+    check_images(prev, next, None)
+    both = torch.cat([prev, next]), torch.cat([next, prev])
+    forward, backward = optical_flow(*both, method=method, preset=preset, impl=impl, **params).chunk(2)
+    return BidirectionalFlow(forward, backward, flow_consistency(forward, backward))

@@ -1,21 +1,23 @@
 r"""Optical flow by dense inverse search (DIS): patches find displacements, pixels take the means of their patches'.
 
 Images I₀ and I₁ of grey levels 0 … 255 are halved, by means of four pixels, min(⌊log₂(longer / 4P) + ½⌋, ⌊log₂(shorter
-/ P)⌋) times, for patches of P × P pixels. From the coarsest level to level `finest_scale`, or the coarsest if there are
-fewer:
+/ P)⌋) times, for patches of P × P pixels. From the coarsest level to level `finest_scale`, or of a pyramid that ends
+before it through its last two:
 
 1. Search. Patches lie every `patch_stride` pixels. A displacement w has the residual r(x) = I₁(x + w) - I₀(x) and the
-   distance Σ r² - (Σ r)² / P², that of patches less their mean levels. With g = ∇I₀, H = Σ g gᵀ - (Σ g)(Σ g)ᵀ / P² and
-   b = Σ r g - (Σ r)(Σ g) / P², steps w ← w - H⁻¹ b go on for as long as the distance falls and a step is longer than
-   0.01 pixels, at most `descent_iterations` times; a patch that has moved farther than its size goes back. It begins at
-   the flow of the level before, or where its neighbour to the left or above has got to if that is better; then, in a
-   second pass from the end, where its neighbour to the right or below has. Neighbours above and below are looked at
-   within stripes of 8 rows of patches; the last row of a stripe sees the one below as the first pass left it.
+   distance Σ r² - (Σ r)² / P², that of patches less their mean levels. With g = ∇I₀ (Sobel's operator), H = Σ g gᵀ -
+   (Σ g)(Σ g)ᵀ / P² and b = Σ r g - (Σ r)(Σ g) / P², steps w ← w - ¼ H⁻¹ b are taken while they are longer than 0.01
+   pixels, up to the first after which the distance has not fallen, at most half of `descent_iterations` times in each
+   of two passes; a patch that has moved farther than its size goes back. It begins at the flow of the level before, or
+   where its neighbour to the left or above has got to if that is better; then, in a second pass from the end, where its
+   neighbour to the right or below has. Neighbours above and below are looked at within stripes of 8 rows of patches;
+   the last row of a stripe sees the one below as the first pass left it.
 2. Flow of pixels: the mean of the w of the patches that cover a pixel, weighted by 1 / max(1, |r|).
 3. Refinement, if refinement_iterations > 0: of δ Ψ(grey level constancy) + γ Ψ(gradient constancy) + α Ψ(smoothness),
    Ψ(s²) = √(s² + 10⁻⁶), the constancies linearised at the mean of I₀ and the displaced I₁ and divided by the lengths of
    their gradients (at least 0.1), smoothness that of central differences. An iteration computes all weights and makes 5
    sweeps of red-black over-relaxation (ω = 1.6). The second half of the iterations has a linearisation of its own.
+   Where the finest level has fewer than 100 × 100 pixels, n, α is times max(½, √n / 100).
 
 Where nothing was refined, the finest flow is smoothed by ¼ (1 2 1) along both axes. It is then magnified, bilinear.
 
@@ -45,16 +47,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidgen.ops.backends import TABLE, Backend, always, reference_row
+from vidgen.ops.backends import TABLE, Backend, always, cuda_row, reference_row
 from vidgen.ops.optical_flow_dis_stages import (
     coarse_start,
     coarsest_scale,
     continued,
+    finest_level,
     halved,
     per_component,
     refine,
     search,
     smoothed,
+    smoothness_share,
 )
 from vidgen.ops.optical_flow_images import check_count, check_images, check_values, fake_flow, grey, prepared
 from vidgen.ops.registration import register_selection
@@ -88,10 +92,11 @@ def reference(
     if n == 0:
         return torch.zeros(0, 2, height, width, dtype=dtype, device=prev.device)
     coarsest = coarsest_scale(height, width, patch_size)
-    finest = min(finest_scale, coarsest)
+    finest = finest_level(finest_scale, coarsest)
     for _ in range(coarsest):
         pyramid.append((halved(pyramid[-1][0]), halved(pyramid[-1][1])))
     size = pyramid[coarsest][0].shape[1:]
+    alpha *= smoothness_share(*pyramid[finest][0].shape[1:])
     flow = torch.zeros(n, 2, *size, dtype=dtype, device=prev.device)
     if init is not None:
         flow = coarse_start(init.to(dtype), size, coarsest)
@@ -115,7 +120,23 @@ def _cpu_supports(prev: Tensor, *_args: Any) -> str | None:
     return torch.ops.vidgen.optical_flow_dis_cpu_supports(prev.dtype) or None
 
 
-TABLE[_OP] = (Backend("cpu", ("cpu",), always, _cpu_supports, run=None), reference_row(reference))
+def _cuda_supports(prev: Tensor, *_args: Any) -> str | None:
+    if prev.dtype not in (torch.uint8, torch.float32, torch.float64):
+        return f"reads uint8, float32 and float64, not {prev.dtype}"
+    if prev.shape[2] > 65535 * 8 or prev.shape[3] > 2**30:
+        return f"takes images of at most 524280 rows and 2^30 columns, got {tuple(prev.shape[2:])}"
+    return None
+
+
+def _run_cuda(*args: Any) -> Tensor:
+    return torch.ops.vidgen.optical_flow_dis_cuda(*args)
+
+
+TABLE[_OP] = (
+    Backend("cpu", ("cpu",), always, _cpu_supports, run=None),
+    cuda_row(_cuda_supports, _run_cuda),
+    reference_row(reference),
+)
 
 
 # Registration: shapes, selection.
@@ -158,13 +179,15 @@ def optical_flow_dis(
     Args:
         prev, next: (N, 1 or 3, H, W) or (N, H, W); uint8, or floating point in [0, 1]; one dtype; any strides.
         init: (N, 2, H, W), the flow to start from, in pixels; None starts from zero.
-        finest_scale: the last level that is searched, up to 30: its pixels are 2^finest_scale of the images'.
+        finest_scale: the last level that is searched, up to 30: its pixels are 2^finest_scale of the images'. Small
+            images have fewer levels, of which the last two are searched.
         patch_size: side of a patch in pixels of its level: 4, 8 or 16.
         patch_stride: pixels between neighbouring patches, from 1 to patch_size.
-        descent_iterations: of a patch in each of the two passes over a level, at most.
+        descent_iterations: of a patch in both passes over a level together, at most.
         refinement_iterations: of the variational refinement on each level; 0 for none.
-        alpha, delta, gamma: weights of smoothness (at least 1e-3), of grey levels and of their gradients.
-        impl: "cpu" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        alpha, delta, gamma: weights of smoothness (at least 1e-3; small images have less of it), of grey levels and of
+            their gradients.
+        impl: "cpu", "cuda" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
 
     Returns:
         (N, 2, H, W), contiguous, pixels: float64 for float64 images, else float32.
@@ -172,7 +195,8 @@ def optical_flow_dis(
     Raises:
         ValueError, TypeError: an argument is not as above; the message names it, what was expected and what came.
         RuntimeError: a pixel or a number of `init` is not finite, or far from what is asked for (checked on the CPU
-            alone); `impl` cannot serve the call; or an image carries a forward-mode tangent.
+            alone: on a GPU the flow is NaN around a NaN); `impl` cannot serve the call; or an image carries a
+            forward-mode tangent.
     """
     check_images(prev, next, init)
     check_count("finest_scale", finest_scale, 30, 0)

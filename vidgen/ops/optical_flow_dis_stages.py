@@ -17,10 +17,14 @@ from torch import Tensor
 STRIPE_ROWS = 8
 #: a shorter step, in pixels, is not taken; by so many squared grey levels must a neighbour's displacement be better
 LEAST_STEP, LEAST_GAIN = 0.01, 0.01
+#: part of a Gauss-Newton step that is taken
+STEP = 0.25
 #: there is no step where the determinant of H is not more than this times 1 + (trace of H)²
 LEAST_DETERMINANT = 1e-5
 SWEEPS, OMEGA = 5, 1.6
 EPSILON, LEAST_GRADIENT = 1e-3, 0.1
+#: with a finest level of this side the smoothness has its full weight; with a smaller one less, but not less than this
+FULL_SMOOTHNESS, LEAST_SMOOTHNESS = 100.0, 0.5
 
 
 def coarsest_scale(height: int, width: int, patch_size: int) -> int:
@@ -29,6 +33,19 @@ def coarsest_scale(height: int, width: int, patch_size: int) -> int:
     return max(
         0, min(math.floor(math.log2(longer / (4 * patch_size)) + 0.5), math.floor(math.log2(shorter / patch_size)))
     )
+
+
+def finest_level(finest_scale: int, coarsest: int) -> int:
+    """The last level that is searched; a pyramid that ends before it has two levels searched, if it has two."""
+    return finest_scale if finest_scale <= coarsest else max(0, coarsest - 1)
+
+
+def smoothness_share(height: int, width: int) -> float:
+    """What part of alpha images get whose finest level has this size.
+
+    Smoothness reaches over a number of pixels, and a small image has its motions within fewer.
+    """
+    return min(1.0, max(LEAST_SMOOTHNESS, math.sqrt(height * width) / FULL_SMOOTHNESS))
 
 
 def continued(plane: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
@@ -47,6 +64,12 @@ def _slope_x(plane: Tensor) -> Tensor:
 
 def _slope_y(plane: Tensor) -> Tensor:
     return _slope_x(plane.mT).mT
+
+
+def _sobel_x(plane: Tensor) -> Tensor:
+    """Central differences by ¼ (1 2 1) across: this gradient stands for that of an image that interpolation smooths."""
+    tall = continued(plane, 0, 0, 1, 1)
+    return _slope_x(0.25 * (tall[:, :-2] + 2 * plane + tall[:, 2:]))
 
 
 def _bordered(image: Tensor, side: int) -> Tensor:
@@ -105,7 +128,7 @@ def _patches(prev: Tensor, next: Tensor, size: int, stride: int) -> _Patches:
     y, x = (grid.flatten() for grid in torch.meshgrid(top, left, indexing="ij"))
     steps = torch.arange(size, device=prev.device)
     rows, columns = (y[:, None] + steps)[:, :, None], (x[:, None] + steps)[:, None, :]
-    levels, gx, gy = (plane[:, rows, columns] for plane in (prev, _slope_x(prev), _slope_y(prev)))
+    levels, gx, gy = (plane[:, rows, columns] for plane in (prev, _sobel_x(prev), _sobel_x(prev.mT).mT))
     cx, cy = (g - g.mean(dim=(-2, -1), keepdim=True) for g in (gx, gy))
     xx, xy, yy = ((a * b).sum(dim=(-2, -1)) for a, b in ((cx, cx), (cx, cy), (cy, cy)))
     determinant = xx * yy - xy * xy
@@ -159,14 +182,15 @@ def _descend(
     moving = torch.ones_like(distance[0], dtype=torch.bool)
     for _ in range(iterations):
         _, bx, by = distance
-        step = torch.stack([xx * bx + xy * by, xy * bx + yy * by])
+        step = STEP * torch.stack([xx * bx + xy * by, xy * bx + yy * by])
         moving = moving & (step.square().sum(dim=0) > LEAST_STEP**2)
         if not moving.any():
             break
-        moved = w - step
-        there = patches.distance(which, moved)
-        moving = moving & (there[0] < distance[0])
-        w, distance = torch.where(moving, moved, w), torch.where(moving, there, distance)
+        w = torch.where(moving, w - step, w)
+        there = torch.where(moving, patches.distance(which, w), distance)
+        # a step that does not lead down is the last, and is kept: interpolation blurs between pixels, so that the
+        # distance may be greater there though the patches fit better
+        moving, distance = moving & (there[0] < distance[0]), there
     lost = (w - start).square().sum(dim=0) > size**2
     return torch.where(lost, start, w), torch.where(lost, at_start, distance)
 
@@ -191,7 +215,7 @@ def search(prev: Tensor, next: Tensor, start: Tensor, zoom: int, size: int, stri
     everyone = torch.arange(w.shape[2], device=w.device)
     known = patches.distance(everyone, w)
     for backward in (False, True):
-        _pass(patches, w, known, iterations, backward)
+        _pass(patches, w, known, (iterations + (not backward)) // 2, backward)
     weight = 1 / patches.residual(everyone, w).abs().clamp(min=1)
     steps = torch.arange(size, device=prev.device)
     pixels = (patches.y[:, None] + steps)[:, :, None] * prev.shape[2] + (patches.x[:, None] + steps)[:, None, :]

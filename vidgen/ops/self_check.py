@@ -118,7 +118,7 @@ def _warp(op: str) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]
     return problems
 
 
-def _optical_flow(rule: tuple[Any, ...]) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
+def _optical_flow_tvl1(rule: tuple[Any, ...]) -> Callable[[torch.dtype, torch.device], list[tuple[Any, ...]]]:
     """Waves that move by a pixel and a half, from a start near that; the ops take no images in bfloat16."""
 
     def problems(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
@@ -142,6 +142,15 @@ def _corr_lookup(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ..
     ]
 
 
+def _optical_flow_dis(dtype: torch.dtype, device: torch.device) -> list[tuple[Any, ...]]:
+    y, x = torch.arange(42.0)[:, None], torch.arange(57.0)
+    waves = torch.sin(x / 2 + y / 7) + torch.sin(x / 3 - y / 2.5) + torch.sin(x / 5 + y / 3.5)
+    # grey levels that are the same in every dtype, though a kernel widens them first
+    image = (waves / 8 + 0.5).mul(64).round().div(64).to(dtype).float().expand(2, 1, 42, 57).to(device)
+    prev, next = image[..., 1:, 1:], image[..., :-1, :-1]
+    return [(prev, next, None, 0, patch, stride, 25, 3, 20.0, 5.0, 10.0) for patch, stride in ((4, 3), (8, 3), (16, 9))]
+
+
 for _op in ("masked_conv2d", "masked_conv2d_grad_input", "masked_conv2d_grad_weight"):
     register_self_check(_op, "triton", compare(_op, "triton", _masked_conv2d(_op, 18)))
 register_self_check("masked_conv2d", "cuda", compare("masked_conv2d", "cuda", _masked_conv2d("masked_conv2d", 3)))
@@ -159,6 +168,8 @@ for _op in ("warp", "warp_grad_x", "warp_grad_flow"):
     register_self_check(_op, "triton", compare(_op, "triton", _warp(_op)))
 
 _rule = (0.25, 0.2, 0.3, 2, 0.7, 2, 1, 12, 5, 0.0)
-register_self_check("optical_flow_tvl1", "cuda", compare("optical_flow_tvl1", "cuda", _optical_flow(_rule)))
+register_self_check("optical_flow_tvl1", "cuda", compare("optical_flow_tvl1", "cuda", _optical_flow_tvl1(_rule)))
 
 register_self_check("corr_lookup", "triton", compare("corr_lookup", "triton", _corr_lookup))
+
+register_self_check("optical_flow_dis", "cuda", compare("optical_flow_dis", "cuda", _optical_flow_dis))

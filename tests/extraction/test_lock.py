@@ -1,0 +1,90 @@
+"""Two runs that write to one place would tear up each other's files: the second one says so and does nothing."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vidgen.cli import main
+from vidgen.extraction.lock import BusyError, alone_in
+
+from .clips import make, tree
+
+#: holds the lock on a folder until its standard input ends
+HOLDER = (
+    "import pathlib, sys; from vidgen.extraction.lock import alone_in\n"
+    "with alone_in(pathlib.Path(sys.argv[1]), is_file=False):\n"
+    "    print('held', flush=True); sys.stdin.read()\n"
+)
+
+
+def test_a_second_run_is_turned_away_and_a_killed_one_is_not_waited_for(tmp_path, capsys):
+    clip, out = make(tmp_path / "clip.mp4"), tmp_path / "out"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        before = tree(out)
+        assert main(["flow", str(clip), str(out), "--preset", "fast"]) == 1
+        assert f"another run is writing to {out}" in capsys.readouterr().err
+        assert tree(out) == before, "it has touched nothing"
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    assert list(out.glob(".*.lock")), "what the killed run has left must not be in the way"
+    assert main(["flow", str(clip), str(out), "--preset", "fast"]) == 0
+    assert not list(out.glob(".*")), "and is gone with the next run"
+
+
+def test_files_in_one_folder_do_not_shut_each_other_out(tmp_path):
+    with alone_in(tmp_path / "a.mp4", is_file=True), alone_in(tmp_path / "b.mp4", is_file=True):
+        with pytest.raises(BusyError, match=r"another run is writing to .*a\.mp4"):
+            alone_in(tmp_path / "a.mp4", is_file=True).__enter__()
+        assert (tmp_path / ".a.mp4.lock").exists(), "whoever is turned away does not take the other's lock with him"
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_folders_that_it_made_itself_and_that_stay_empty_are_removed(tmp_path):
+    out = tmp_path / "deep" / "er"
+    with alone_in(out, is_file=False):
+        assert out.is_dir()
+    assert not (tmp_path / "deep").exists()
+    out.mkdir(parents=True)
+    with alone_in(out, is_file=False):
+        pass
+    assert out.is_dir()
+    with alone_in(out / "new", is_file=False):
+        (out / "new" / "flow").touch()
+    assert (out / "new" / "flow").exists()
+
+
+def test_a_lock_that_was_taken_from_under_its_name_is_no_lock(tmp_path, monkeypatch):
+    """Between opening the file and locking it, the run before may end and remove it: then there is a new one."""
+    path, opened = tmp_path / ".vidgen-flow.lock", os.open
+    removed = []
+
+    def open_late(name, *arguments):
+        file = opened(name, *arguments)
+        if not removed:
+            removed.append(path.unlink())
+        return file
+
+    monkeypatch.setattr(os, "open", open_late)
+    with alone_in(tmp_path, is_file=False):
+        assert path.exists()
+        with pytest.raises(BusyError):
+            alone_in(tmp_path, is_file=False).__enter__()
+
+
+def test_where_nobody_can_write_there_is_no_lock_and_no_error(tmp_path, monkeypatch):
+    """A run that finds everything whole on a read-only disk has nothing to write."""
+
+    def refuse(*_arguments):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with alone_in(tmp_path, is_file=False):
+        assert not list(tmp_path.iterdir())

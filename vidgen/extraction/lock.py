@@ -1,0 +1,84 @@
+"""One run at a time writes to a place: a lock of the operating system, which ends with its process however that ends.
+
+The lock is on a file beside what is written. A file that a killed run has left is no lock: the next run takes it over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# a place that nobody can write to, and a file system that has no locks
+_NO_LOCKS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+class BusyError(RuntimeError):
+    """Another run is writing to the same place."""
+
+
+@contextlib.contextmanager
+def alone_in(out: Path, *, is_file: bool) -> Iterator[None]:
+    """Keeps other runs from a folder, or from a file, for the time of the block.
+
+    The folder is made if there is none, and removed again if nothing has come into it. Where there can be no lock, as
+    on a read-only disk, the block runs without one.
+
+    Raises:
+        BusyError: another run is there.
+    """
+    folder = out.parent if is_file else out
+    made = _make(folder)
+    path = folder / (f".{out.name}.lock" if is_file else ".vidgen-flow.lock")
+    try:
+        lock = _lock(path, out)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                # first the name, then the lock: whoever opens the file in between sees that it has no name any more
+                path.unlink(missing_ok=True)
+                os.close(lock)
+    finally:
+        with contextlib.suppress(OSError):
+            for each in made:
+                each.rmdir()
+
+
+def _make(folder: Path) -> list[Path]:
+    """Makes a folder and those above it; returns the new ones, the deepest first."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return new
+
+
+def _lock(path: Path, out: Path) -> int | None:
+    """An open file with the lock, or None where there can be none."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # not on Windows
+        return None
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # another run may have ended, and taken the name away, since the file was opened
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file)):
+                return file
+            os.close(file)
+        except OSError as error:
+            os.close(file)
+            if isinstance(error, BlockingIOError):
+                raise BusyError(
+                    f"OUT: another run is writing to {out}; wait until it has ended, or choose another OUT"
+                ) from None
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
