@@ -47,18 +47,19 @@ def test_files_in_one_folder_do_not_shut_each_other_out(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_only_folders_that_it_made_itself_and_that_stay_empty_are_removed(tmp_path):
+def test_what_it_made_itself_and_is_still_empty_is_removed_after_an_error(tmp_path):
     out = tmp_path / "deep" / "er"
-    with alone_in(out, is_file=False):
-        assert out.is_dir()
-    assert not (tmp_path / "deep").exists()
-    out.mkdir(parents=True)
-    with alone_in(out, is_file=False):
-        pass
+    for keeps in (False, True):
+        with pytest.raises(ValueError, match="wrong"), alone_in(out, is_file=False):
+            assert out.is_dir()
+            if keeps:
+                (out / "flow").touch()
+            raise ValueError("wrong")
+        assert (tmp_path / "deep").exists() == keeps
+    (out / "flow").unlink()
+    with pytest.raises(ValueError, match="wrong"), alone_in(out, is_file=False):
+        raise ValueError("wrong")
     assert out.is_dir()
-    with alone_in(out / "new", is_file=False):
-        (out / "new" / "flow").touch()
-    assert (out / "new" / "flow").exists()
 
 
 def test_a_lock_that_was_taken_from_under_its_name_is_no_lock(tmp_path, monkeypatch):
