@@ -47,18 +47,23 @@ def test_files_in_one_folder_do_not_shut_each_other_out(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def run_into_an_error(out, *, after_writing):
+    with alone_in(out, is_file=False):
+        assert out.is_dir()
+        if after_writing:
+            (out / "flow").touch()
+        raise ValueError("wrong")
+
+
 def test_what_it_made_itself_and_is_still_empty_is_removed_after_an_error(tmp_path):
     out = tmp_path / "deep" / "er"
-    for keeps in (False, True):
-        with pytest.raises(ValueError, match="wrong"), alone_in(out, is_file=False):
-            assert out.is_dir()
-            if keeps:
-                (out / "flow").touch()
-            raise ValueError("wrong")
-        assert (tmp_path / "deep").exists() == keeps
+    for writes in (False, True):
+        with pytest.raises(ValueError, match="wrong"):
+            run_into_an_error(out, after_writing=writes)
+        assert (tmp_path / "deep").exists() == writes
     (out / "flow").unlink()
-    with pytest.raises(ValueError, match="wrong"), alone_in(out, is_file=False):
-        raise ValueError("wrong")
+    with pytest.raises(ValueError, match="wrong"):
+        run_into_an_error(out, after_writing=False)
     assert out.is_dir()
 
 
