@@ -47,18 +47,24 @@ def test_files_in_one_folder_do_not_shut_each_other_out(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_only_folders_that_it_made_itself_and_that_stay_empty_are_removed(tmp_path):
-    out = tmp_path / "deep" / "er"
+def run_into_an_error(out, *, after_writing):
     with alone_in(out, is_file=False):
         assert out.is_dir()
-    assert not (tmp_path / "deep").exists()
-    out.mkdir(parents=True)
-    with alone_in(out, is_file=False):
-        pass
+        if after_writing:
+            (out / "flow").touch()
+        raise ValueError("wrong")
+
+
+def test_what_it_made_itself_and_is_still_empty_is_removed_after_an_error(tmp_path):
+    out = tmp_path / "deep" / "er"
+    for writes in (False, True):
+        with pytest.raises(ValueError, match="wrong"):
+            run_into_an_error(out, after_writing=writes)
+        assert (tmp_path / "deep").exists() == writes
+    (out / "flow").unlink()
+    with pytest.raises(ValueError, match="wrong"):
+        run_into_an_error(out, after_writing=False)
     assert out.is_dir()
-    with alone_in(out / "new", is_file=False):
-        (out / "new" / "flow").touch()
-    assert (out / "new" / "flow").exists()
 
 
 def test_a_lock_that_was_taken_from_under_its_name_is_no_lock(tmp_path, monkeypatch):

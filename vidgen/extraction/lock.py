@@ -23,8 +23,8 @@ class BusyError(RuntimeError):
 def alone_in(out: Path, *, is_file: bool) -> Iterator[None]:
     """Keeps other runs from a folder, or from a file, for the time of the block.
 
-    The folder is made if there is none, and removed again if nothing has come into it. Where there can be no lock, as
-    on a read-only disk, the block runs without one.
+    The folder is made if there is none, and removed again if the block ends in an error before anything has come into
+    it. Where there can be no lock, as on a read-only disk, the block runs without one.
 
     Raises:
         BusyError: another run is there.
@@ -41,10 +41,11 @@ def alone_in(out: Path, *, is_file: bool) -> Iterator[None]:
                 # first the name, then the lock: whoever opens the file in between sees that it has no name any more
                 path.unlink(missing_ok=True)
                 os.close(lock)
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
             for each in made:
                 each.rmdir()
+        raise
 
 
 def _make(folder: Path) -> list[Path]:
