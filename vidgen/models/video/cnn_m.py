@@ -9,7 +9,7 @@ fc7. N is local response normalisation over 5 neighbouring channels,
 
     y_c = x_c / (2 + 10⁻⁴ Σ_{|j − c| ≤ 2} x_j²)^¾,
 
-as published for inputs of 0 … 255; where inputs are of the order of 1 it is nearly a constant factor.
+as published for inputs of 0 … 255; where inputs are of the order of 1 it is nearly the constant factor 2^−¾.
 
 Of 3 colours, 224×224 pixels and 101 classes: 90,627,813 parameters, maps of 109, 54, 26, 13 and 6 pixels.
 
@@ -47,8 +47,9 @@ class CNNM(nn.Module):
     Raises:
         ValueError: an argument is not as above, or nothing is left of such an input before pool5.
 
-    Weights begin as He et al. (2015) draw them, and biases at zero. Convolutions are ``nn.Conv2d``, by the names of the
-    layers, so that published weights load; ``vidgen.fuse`` makes those of 3×3 pixels vidgen's.
+    Weights begin as He et al. (2015) draw them, 2^¾ times that behind a normalisation, and biases at zero, so that a
+    small signal keeps its size. Convolutions are ``nn.Conv2d``, by the names of the layers, so that published weights
+    load; ``vidgen.fuse`` makes those of 3×3 pixels vidgen's.
     """
 
     def __init__(
@@ -100,6 +101,9 @@ class CNNM(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(cast(Tensor, module.bias))
+        with torch.no_grad():
+            for layer in (self.conv2, self.conv3)[: 2 if second_norm else 1]:
+                layer.weight.mul_(2.0**0.75)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of the classes before softmax.

@@ -7,7 +7,8 @@ frames τ that are evenly spaced over those at which a stack exists. They are fu
     average    the mean of both streams' probabilities
     svm        a multi-class linear SVM on both streams' probabilities, each scaled to length 1, one after the other
 
-The spatial stream sees pixels in [−1, 1], the temporal stream displacements in pixels.
+The spatial stream sees pixels less 0.45 and divided by 0.225, photographs' mean and deviation where white is 1; the
+temporal stream sees displacements in pixels.
 
 Source: Simonyan and Zisserman, "Two-Stream Convolutional Networks for Action Recognition in Videos" (NIPS 2014),
 sections 2, 3 and 5 and figure 1. There each of 25 frames is seen in 10 crops of a larger picture; here whole pictures
@@ -28,6 +29,9 @@ from vidgen.models.video.flow_stacks import Stacking, displacement_fields, flow_
 from vidgen.ops.optical_flow import METHODS, Method
 
 Fusion = Literal["average", "svm"]
+
+#: of photographs' pixels, where white is 1
+_MEAN, _DEVIATION = 0.45, 0.225
 
 
 class TwoStream(nn.Module):
@@ -137,13 +141,13 @@ class TwoStream(nn.Module):
         return displacement_fields(clips, bidirectional=self.bidirectional, **self._flow)
 
     def frames_at(self, clips: Tensor, frames: Tensor) -> Tensor:
-        """What the spatial stream sees: some frames (N,) or (N, S) of the clips, (N, [S,] C, H, W) in [−1, 1]."""
+        """What the spatial stream sees: frames (N,) or (N, S) of the clips, normalised, (N, [S,] C, H, W)."""
         self._check(clips)
         which = torch.arange(len(clips), device=clips.device)
         which = which.view(-1, *[1] * (frames.dim() - 1))
         seen = clips.transpose(1, 2)[which, frames]
         wide = seen.to(self.spatial.conv1.weight.dtype)
-        return wide / 127.5 - 1 if clips.dtype == torch.uint8 else 2 * wide - 1
+        return ((wide / 255 if clips.dtype == torch.uint8 else wide) - _MEAN) / _DEVIATION
 
     def stacks_at(self, fields: Tensor, frames: Tensor) -> Tensor:
         """What the temporal stream sees: the stacks at frames (N,) or (N, S), (N, [S,] 2L, H, W), of fields from
