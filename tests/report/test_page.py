@@ -290,8 +290,8 @@ def test_nothing_is_loaded_from_anywhere_and_nothing_is_executed(outline: Outlin
 
 def test_pictures_have_words_and_ids_are_unique(outline: Outline) -> None:
     pictures = [attributes for tag, attributes in outline.tags if tag in ("img", "svg")]
-    # two sheets of digits, two of classes, two strips of halves, four film strips, twelve clips; curves and bars
-    assert len(pictures) == 2 + 2 + 2 + 4 + 12 + 8
+    # two sheets of digits, two of classes, two strips of halves, seven film strips, twelve clips; curves and bars
+    assert len(pictures) == 2 + 2 + 2 + 7 + 12 + 9
     for attributes in pictures:
         assert len(attributes.get("alt") or attributes.get("aria-label") or "") > 20
     identifiers = Counter(attributes["id"] for _, attributes in outline.tags if attributes.get("id"))
@@ -395,7 +395,7 @@ def test_browser_is_content(view: Any) -> None:
     images = view.evaluate(
         "[...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])"
     )
-    assert len(images) == 22
+    assert len(images) == 25
     for complete, natural, shown in images:
         assert complete
         assert natural > 0
