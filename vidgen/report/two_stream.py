@@ -8,10 +8,11 @@ and by a linear SVM, on clips of unseen digits; and the flow that they were give
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from vidgen.data import MOTIONS, MovingDigits
 from vidgen.flow_io import flow_to_rgb
@@ -113,7 +114,8 @@ def run(
     best: Any = load_checkpoint(folder / "best.safetensors")
     test = parts["test"]
     fields = best.displacement_fields(test.video)
-    right, scores = judge(best, parts["train"], test, fields)
+    known = cast(TensorDataset, task.data).tensors[1]
+    right, scores = judge(best, parts["train"], test, train_fields=known, test_fields=fields)
     seconds["test"] = time.monotonic() - began
     parameters = {name: sum(p.numel() for p in getattr(best, name).parameters()) for name in ("spatial", "temporal")}
     return {

@@ -222,15 +222,26 @@ def told_right(spatial: Tensor, temporal: Tensor, fused: dict[str, Tensor], clip
 
 
 def judge(
-    model: TwoStream, train: MovingDigits, test: MovingDigits, test_fields: Tensor | None = None
+    model: TwoStream,
+    train: MovingDigits,
+    test: MovingDigits,
+    *,
+    train_fields: Tensor | None = None,
+    test_fields: Tensor | None = None,
 ) -> tuple[dict[str, int], dict[str, Tensor]]:
     """Fits the model's SVM to clips that were trained on, then counts what of the test clips is told right.
+
+    Args:
+        model: trained.
+        train, test: clips.
+        train_fields, test_fields: their displacement fields, where they are there already.
 
     Returns:
         ``told_right`` of "average" and "svm"; scores by "average" and "svm", (N, 40).
     """
     some = slice(min(SVM_CLIPS, len(train.motion)))
-    model.fit_svm(*stream_probabilities(model, train.video[some]), classes_of(train)[some])
+    fields = None if train_fields is None else train_fields[some]
+    model.fit_svm(*stream_probabilities(model, train.video[some], fields), classes_of(train)[some])
     spatial, temporal = stream_probabilities(model, test.video, test_fields)
     fused = {"average": model.fuse(spatial, temporal, "average"), "svm": model.fuse(spatial, temporal, "svm")}
     return told_right(spatial, temporal, fused, test), fused

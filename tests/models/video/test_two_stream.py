@@ -146,7 +146,7 @@ def test_the_svm_is_scikit_learns_on_scores_of_length_one(tmp_path):
     labels = torch.where(labels == 7, 6, labels)
     model = small(classes=10).fit_svm(spatial, temporal, labels, C=0.5)
     features = torch.cat([p / p.square().sum(1, keepdim=True).sqrt() for p in (spatial, temporal)], 1).double().numpy()
-    svm = LinearSVC(multi_class="crammer_singer", C=0.5, random_state=0, max_iter=10_000).fit(features, labels.numpy())
+    svm = LinearSVC(multi_class="crammer_singer", C=0.5, random_state=0, max_iter=1000).fit(features, labels.numpy())
     scores = model.fuse(spatial, temporal)
     assert scores.argmax(1).tolist() == svm.predict(features).tolist()
     expected = torch.from_numpy(svm.decision_function(features)).float()

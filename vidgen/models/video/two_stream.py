@@ -32,6 +32,8 @@ Fusion = Literal["average", "svm"]
 
 #: of photographs' pixels, where white is 1
 _MEAN, _DEVIATION = 0.45, 0.225
+#: of the SVM's solver, at most; scores that tell nothing would keep it busy for minutes
+_ITERATIONS = 1000
 
 
 class TwoStream(nn.Module):
@@ -222,7 +224,7 @@ class TwoStream(nn.Module):
         if len(labels.unique()) < 2:
             raise ValueError(f"labels: expected at least two classes, got {labels.unique().tolist()}")
         kind = require("sklearn.svm", extra="data").LinearSVC
-        svm = kind(multi_class="crammer_singer", C=C, random_state=0, max_iter=10_000)
+        svm = kind(multi_class="crammer_singer", C=C, random_state=0, max_iter=_ITERATIONS)
         svm.fit(_features(spatial, temporal).cpu().double().numpy(), labels.cpu().numpy())
         weight, bias = torch.from_numpy(svm.coef_), torch.from_numpy(svm.intercept_)
         if len(weight) == 1:
