@@ -49,7 +49,7 @@ def two_stream_clips(frames: int, size: int, clips: int, seed: int) -> dict[Spli
             frames=frames,
             height=size,
             width=size,
-            digit_size=size * 9 // 16,
+            digit_size=size * 5 // 8,
             background="panning texture",
             seed=seed,
         )
