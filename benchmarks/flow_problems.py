@@ -145,7 +145,7 @@ def photographs(height: int, width: int, pairs: int) -> tuple[str, str, int, tup
 
 
 def held_out_photograph(name: str) -> tuple[str, str, int, tuple[int, int], Callable[[], Pair]]:
-    """Those of the problem of a photograph that nothing was tuned on."""
+    """Those of the problem of a photograph to which no constant was fitted."""
     (height, width), _, amplitude = HELD_OUT[name]
     return (
         f"{name}-{width}x{height}",

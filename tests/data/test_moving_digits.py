@@ -97,6 +97,76 @@ def test_flow_carries_every_frame_to_the_next(sizes):
     assert seen > 0
 
 
+@settings(max_examples=10, deadline=None)
+@given(SIZES, st.sampled_from(["texture", "panning texture"]))
+def test_flow_carries_a_texture_with_its_camera(sizes, background):
+    """At every pixel but those that vanish: behind the digit, or out of the picture."""
+    clips = moving_digits("test", n=3, background=background, **sizes)
+    video, flow = clips.video[:, 0], clips.flow.long()
+    n, frames, height, width = video.shape
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    for i in range(n):
+        for t in range(frames - 1):
+            dx, dy = flow[i, t]
+            inside = (x + dx >= 0) & (x + dx < width) & (y + dy >= 0) & (y + dy < height)
+            assert inside[clips.ink[i, t]].all()
+            there = (y + dy).clamp(0, height - 1), (x + dx).clamp(0, width - 1)
+            covered = ~clips.ink[i, t] & clips.ink[i, t + 1][there]
+            kept = inside & ~covered
+            assert torch.equal(video[i, t + 1][there][kept], video[i, t][kept])
+    steps = clips.camera.diff(dim=1)
+    assert steps.abs().max() <= 1
+    assert background == "panning texture" or not steps.any()
+
+
+@pytest.mark.parametrize("background", ["texture", "panning texture"])
+def test_a_background_changes_nothing_but_itself(background):
+    """Digit and motion are those before a plain one, and neither texture nor camera knows of them."""
+    plain, one = (moving_digits("train", n=6, background=name, seed=9) for name in ("plain", background))
+    for name in ("motion", "digit", "source", "position"):
+        assert torch.equal(getattr(plain, name), getattr(one, name))
+    assert torch.equal(one.video[:, 0][one.ink], plain.video[:, 0][one.ink])
+    assert torch.equal(one.ink, plain.video[:, 0] > 0)
+    # one more clip in another class, in a set of another size
+    other = moving_digits("train", n=5, background=background, motion="clockwise", seed=9)
+    assert torch.equal(other.camera, one.camera[:5])
+    seen = ~other.ink & ~one.ink[:5]
+    assert torch.equal(other.video[:, 0][seen], one.video[:5, 0][seen])
+
+
+def test_textures_have_the_spectrum_of_photographs():
+    """Amplitudes fall as 1/f: their logarithm against that of f is a line of slope −1; every texture is its own."""
+    from vidgen.data.textures import DEVIATION, MEAN, textures
+
+    pictures = textures(300, 32, 48, seed=1).double()
+    assert abs(float(pictures.mean()) - MEAN) < 0.5
+    assert abs(float(pictures.std(dim=(1, 2)).mean()) - DEVIATION) < 0.5
+    amplitude = torch.fft.rfft2(pictures).abs().mean(0)
+    f = torch.hypot(torch.fft.fftfreq(32)[:, None], torch.fft.rfftfreq(48)).double()
+    band = (f > 0) & (f < 0.4)
+    x, y = f[band].log(), amplitude[band].log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    assert abs(float(slope) + 1) < 0.05
+    correlation = torch.corrcoef(pictures.flatten(1))
+    assert (correlation - torch.eye(300)).abs().max() < 0.9
+    assert correlation.sum() / 300 - 1 < 3
+
+
+def test_cameras_pan_straight_ahead_within_the_margin():
+    from vidgen.data.textures import SPEED, margin, pans
+
+    for frames in (5, 16, 33):
+        corner = pans(2000, frames, seed=3)
+        assert corner.min() >= 0
+        assert corner.max() <= margin(frames)
+        # the whole way is what a constant speed makes of it, up to rounding at both ends
+        speed = (corner[:, -1] - corner[:, 0]).double() / (frames - 1)
+        straight = corner[:, :1] + speed[:, None] * torch.arange(frames)[:, None]
+        assert (straight - corner).abs().max() <= 1.5
+        assert abs(float(speed.mean())) < 0.05
+        assert abs(float(speed.std()) - SPEED / 3**0.5) < 0.05
+
+
 def test_clips_are_the_digits_at_their_positions():
     """Painted again the slow way, at the digits' own size, where nothing is interpolated."""
     clips = moving_digits("validation", n=5, frames=6, height=12, width=17, digit_size=8, seed=7)
@@ -151,6 +221,7 @@ def test_splits_share_no_digit():
         ({"n": 1, "height": 2}, "digit_size"),
         ({"n": 1, "motion": "left"}, "motion: expected None or one of clockwise"),
         ({"n": 1, "split": "dev"}, "split: expected one of"),
+        ({"n": 1, "background": "sea"}, "background: expected one of plain, texture, panning texture, got 'sea'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -133,6 +133,50 @@ def motion() -> dict[str, Any]:
     }
 
 
+def streams() -> dict[str, Any]:
+    """As if each stream alone told its own part, and both together both."""
+    generator = np.random.default_rng(3)
+    curve = [
+        {
+            "step": 15 * i,
+            "spatial_accuracy": 0.24 * (1 - 0.7**i),
+            "temporal_accuracy": 0.1 * (1 - 0.6**i),
+            "accuracy": 0.9 * (1 - 0.7**i),
+        }
+        for i in range(1, 11)
+    ]
+    return {
+        "curve": curve,
+        "right": {
+            "spatial": 241,
+            "temporal": 112,
+            "average": 912,
+            "svm": 923,
+            "spatial digit": 951,
+            "spatial motion": 247,
+            "temporal digit": 118,
+            "temporal motion": 978,
+        },
+        "test_clips": 1000,
+        "chance": {
+            "joint": {"low": 16, "high": 35},
+            "digit": {"low": 82, "high": 119},
+            "motion": {"low": 224, "high": 277},
+        },
+        "flow_error": {"all": 0.41, "ink": 0.62, "zero": 1.23, "zero ink": 3.21},
+        "strip": {
+            "frames": generator.integers(0, 256, (10, 32, 32)).tolist(),
+            "exact": generator.integers(0, 256, (10, 32, 32, 3)).tolist(),
+            "found": generator.integers(0, 256, (10, 32, 32, 3)).tolist(),
+            "digit": 7,
+            "motion": "clockwise",
+            "said": {"average": "7, clockwise", "svm": "1, clockwise twice"},
+        },
+        "seconds": {"flow and clips": 9.8, "train": 32.1, "test": 4.3},
+        "model": {"frames": 16, "width": 12, "spatial parameters": 345678},
+    }
+
+
 def classes() -> dict[str, Any]:
     generator = np.random.default_rng(2)
     curve = demo()["curve"]

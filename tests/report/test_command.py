@@ -27,6 +27,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("pixelcnn_digits", "demo", synthetic.demo),
         ("moving_digits", "motion", synthetic.motion),
         ("class_digits", "classes", synthetic.classes),
+        ("two_stream", "streams", synthetic.streams),
     ):
 
         def run(directory: Path, *, seed: int, word: str = word, result: Any = result) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def test_report_writes_page_table_and_samples(tmp_path: Path, steps: list[str]) 
     assert stored["benchmarks"]["rows"][0]["contenders"][0]["samples_ms"] == pytest.approx(first, rel=1e-5)
     assert stored["demonstration"]["samples"] == synthetic.demo()["samples"].tolist()
     assert stored["class_digits"]["halves"] == synthetic.classes()["halves"]
+    assert stored["two_stream"]["strip"] == synthetic.streams()["strip"]
     assert stored["moving_digits"]["clips"] == synthetic.motion()["clips"].tolist()
     assert "| vidgen NHWC |" in (tmp_path / "r" / "results.md").read_text()
 
@@ -58,12 +60,12 @@ def test_a_finished_demonstration_is_remembered_for_the_same_settings(tmp_path: 
     command.report(tmp_path)
     before = (tmp_path / "index.html").read_text()
     command.report(tmp_path)
-    assert steps == ["demo 0", "classes 0", "motion 0", "benchmarks", "benchmarks"]
+    assert steps == ["demo 0", "classes 0", "motion 0", "streams 0", "benchmarks", "benchmarks"]
     # what was read back draws the same page as what was computed
     assert (tmp_path / "index.html").read_text() == before
     command.report(tmp_path, seed=1)
     command.report(tmp_path, seed=1, fresh=True)
-    for word in ("demo", "classes", "motion"):
+    for word in ("demo", "classes", "motion", "streams"):
         assert [step for step in steps if step.startswith(word)] == [f"{word} 0", f"{word} 1", f"{word} 1"]
 
 
@@ -82,7 +84,7 @@ def test_ctrl_c_leaves_the_page_as_it_was(
     assert "goes on with what is missing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["pixelcnn_digits", "moving_digits"])
+@pytest.mark.parametrize("name", ["pixelcnn_digits", "moving_digits", "two_stream"])
 def test_a_failed_demonstration_is_on_the_page_and_in_the_exit_status_and_not_remembered(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -20,15 +20,28 @@ from tests.report import synthetic
 from vidgen.report import figures, page
 
 
-def render(**more: Any) -> str:
-    arguments = {"version": "0.0.0", "banner": synthetic.BANNER} | more
-    made_up = (
+def made_up(**given: Any) -> list[Any]:
+    """Results in the order in which the page takes them, some of them given."""
+    made = (
         ("bench", synthetic.bench),
         ("demo", synthetic.demo),
         ("motion", synthetic.motion),
         ("classes", synthetic.classes),
+        ("streams", synthetic.streams),
     )
-    return page.render(*[arguments.pop(name, make()) for name, make in made_up], **arguments)
+    return [given[name] if name in given else make() for name, make in made]
+
+
+def render(**more: Any) -> str:
+    arguments = {"version": "0.0.0", "banner": synthetic.BANNER} | more
+    results = made_up(**arguments)
+    return page.render(
+        *results, **{name: arguments[name] for name in ("version", "banner", "gpu") if name in arguments}
+    )
+
+
+def markdown(**given: Any) -> str:
+    return page.markdown(*made_up(**given))
 
 
 def text_of(source: str) -> str:
@@ -71,7 +84,7 @@ def test_a_failed_demonstration_leaves_the_benchmarks() -> None:
     assert "the PixelCNN above" not in text_of(source)
     assert "Every measurement" in source
     reason = "ModuleNotFoundError: x"
-    tables = page.markdown(synthetic.bench(), reason, synthetic.motion(), synthetic.classes())
+    tables = page.markdown(synthetic.bench(), reason, synthetic.motion(), synthetic.classes(), synthetic.streams())
     assert "FAILED: ModuleNotFoundError" in tables
 
 
@@ -79,13 +92,18 @@ def test_each_demonstration_fails_for_itself() -> None:
     text = text_of(render(motion="RuntimeError: training has diverged"))
     assert "The demo failed: RuntimeError: training has diverged" in text
     assert "bits per dimension on held-out digits" in text
-    assert "clips of unseen digits" not in text
+    assert "goes round once or twice" not in text
+    text = text_of(render(streams="RuntimeError: no flow"))
+    assert "The demo failed: RuntimeError: no flow" in text
+    assert "goes round once or twice" in text
+    assert "spatial stream" not in text
     text = text_of(render(classes="RuntimeError: no digits"))
     assert "The demo failed: RuntimeError: no digits" in text
     assert "clips of unseen digits" in text
-    tables = page.markdown(synthetic.bench(), synthetic.demo(), "RuntimeError: x", "RuntimeError: y")
+    tables = markdown(motion="RuntimeError: x", classes="RuntimeError: y", streams="RuntimeError: z")
     assert "digits by class: FAILED: RuntimeError: y" in tables
     assert "C3D on moving digits: FAILED: RuntimeError: x" in tables
+    assert "two streams on moving digits: FAILED: RuntimeError: z" in tables
     assert "histogram" in tables
 
 
@@ -97,9 +115,39 @@ def test_accuracies_stand_beside_their_counts_and_chance() -> None:
     # a control that is not at chance puts the whole comparison in doubt, and says so
     motion["right"]["single-frame"] = 300
     assert "this is outside" in text_of(render(motion=motion))
-    tables = page.markdown(synthetic.bench(), synthetic.demo(), synthetic.motion(), synthetic.classes())
+    tables = markdown()
     assert "| C3D | 98.7% |" in tables
     assert "| chance, in 95 of 100 cases | 22.4–27.7% |" in tables
+
+
+def test_streams_stand_beside_each_other_and_chance() -> None:
+    source = render()
+    text = text_of(source)
+    assert (
+        "Of 1000 clips of unseen digits the spatial stream alone names 24.1% right and the temporal stream 11.2%"
+        in text
+    )
+    assert "both together 91.2% when their probabilities are averaged, and 92.3% by a linear SVM" in text
+    assert "spatial stream alone 24.1% 95.1% 24.7%" in text
+    assert "temporal stream alone 11.2% 11.8% 97.8%" in text
+    assert "both, averaged 91.2% – –" in text
+    assert "guesses, in 95 of 100 cases 1.6–3.5% 8.2–11.9% 22.4–27.7%" in text
+    assert "off by 0.41 pixels in the mean, by 0.62 on the digits; no flow at all would be by 1.23 and 3.21" in text
+    # colours of the wheel mean directions, and are not turned round where the page is dark
+    assert source.count('class="sheet colors"') == 3
+    assert "| temporal stream alone | 11.2% | 11.8% | 97.8% |" in markdown()
+
+
+def test_strips_of_photographs_are_the_pictures() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    strip = figures.photo_strip(images, gap=1)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(strip["uri"].partition(",")[2]))))
+    assert picture.shape == (4, 17, 4) == (strip["height"], strip["width"], 4)
+    for i in range(3):
+        assert np.array_equal(picture[:, 6 * i : 6 * i + 5, :3], images[i])
+    assert (picture[..., 3] == 0).all(axis=0).tolist() == [x % 6 == 5 for x in range(17)]
+    grey = figures.photo_strip(images[..., 0])
+    assert Image.open(io.BytesIO(base64.b64decode(grey["uri"].partition(",")[2]))).size == (19, 4)
 
 
 def test_drawings_of_a_class_stand_beside_what_the_judge_said_of_real_digits() -> None:
@@ -109,7 +157,7 @@ def test_drawings_of_a_class_stand_beside_what_the_judge_said_of_real_digits() -
     assert (
         "PixelCNN++ 1.622 bits per dimension, given the class; the PixelCNN above, which is not told it, 1.712" in text
     )
-    tables = page.markdown(synthetic.bench(), synthetic.demo(), synthetic.motion(), synthetic.classes())
+    tables = markdown()
     assert "| Gated PixelCNN | 1.611 | 94.2% |" in tables
     assert "| real held-out digits | | 98.3% |" in tables
 
@@ -242,8 +290,8 @@ def test_nothing_is_loaded_from_anywhere_and_nothing_is_executed(outline: Outlin
 
 def test_pictures_have_words_and_ids_are_unique(outline: Outline) -> None:
     pictures = [attributes for tag, attributes in outline.tags if tag in ("img", "svg")]
-    # two sheets of digits, two of classes, two strips of halves, four film strips, twelve clips; curves and bars
-    assert len(pictures) == 2 + 2 + 2 + 4 + 12 + 8
+    # two sheets of digits, two of classes, two strips of halves, seven film strips, twelve clips; curves and bars
+    assert len(pictures) == 2 + 2 + 2 + 7 + 12 + 9
     for attributes in pictures:
         assert len(attributes.get("alt") or attributes.get("aria-label") or "") > 20
     identifiers = Counter(attributes["id"] for _, attributes in outline.tags if attributes.get("id"))
@@ -305,7 +353,7 @@ def test_animations_play_every_frame_and_rest_for_those_who_ask() -> None:
 
 def test_markdown_and_page_show_the_same_figures() -> None:
     bench, demo = synthetic.bench(), synthetic.demo()
-    tables = page.markdown(bench, demo, synthetic.motion(), synthetic.classes())
+    tables = page.markdown(bench, demo, synthetic.motion(), synthetic.classes(), synthetic.streams())
     source = render(bench=bench, demo=demo)
     cells = re.findall(r"\| (\d+\.\d+×)", tables)
     assert len(cells) > 20
@@ -347,7 +395,7 @@ def test_browser_is_content(view: Any) -> None:
     images = view.evaluate(
         "[...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])"
     )
-    assert len(images) == 22
+    assert len(images) == 25
     for complete, natural, shown in images:
         assert complete
         assert natural > 0

@@ -19,6 +19,11 @@ distribution in every class, and with it whatever ignores the frames' order, suc
 Since ``start`` is uniform over 0 … T−1, the frame of any one time t is each of the T frames with probability 1/T, in
 every class, too.
 
+Behind the digit is nothing, or a texture like a photograph's, which stands still or pans as before a moving camera
+(``vidgen.data.textures``). A camera's path is drawn without regard to the class, so the frame of any one time still has
+the same distribution in every class. A panning one shows, over several frames, in which order they were taken; their
+collection is then no longer the same in every class, though no one of them tells anything.
+
 Everything about clip i is a function of (seed, i): Philox4x32-10 with key ``seed`` and counter (i, 0 or 1, 0, 2).
 """
 
@@ -32,12 +37,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vidgen.data.digits import DIGITS_LEVELS, Split, digits
+from vidgen.data.textures import margin, pans, textures, views
 from vidgen.sampling.philox import philox4x32
 
 Motion = Literal["clockwise", "anticlockwise", "clockwise twice", "anticlockwise twice"]
 
 MOTIONS: tuple[Motion, ...] = get_args(Motion)
 """Names of the motion classes, in the order of their labels."""
+
+Background = Literal["plain", "texture", "panning texture"]
 
 _LEAST_FRAMES = 5
 _SOURCE = 8
@@ -48,12 +56,16 @@ class MovingDigits:
     """Clips with all that is known of them.
 
     Attributes:
-        video: uint8 (N, 1, T, H, W), 0 (background) to 255 (ink); divided by 255 it is what ``vidgen.models.C3D`` with
-            ``in_channels=1`` takes.
+        video: uint8 (N, 1, T, H, W), 0 (plain background) to 255 (ink); divided by 255 it is what
+            ``vidgen.models.C3D`` with ``in_channels=1`` takes.
         motion: int64 (N,), index into ``MOTIONS``.
         digit: int64 (N,), 0 … 9.
         source: int64 (N,), which image of ``digits(split)`` moves.
         position: int64 (N, T, 2), x and y of the digit's upper left corner, in pixels.
+        camera: int64 (N, T, 2), x and y of the upper left corner of what is seen of the texture, in its pixels; None
+            where the background is plain.
+        ink: bool (N, T, H, W), which pixels the digit covers; None where the background is plain, and ink all that is
+            not 0.
     """
 
     video: Tensor
@@ -61,18 +73,22 @@ class MovingDigits:
     digit: Tensor
     source: Tensor
     position: Tensor
+    camera: Tensor | None = None
+    ink: Tensor | None = None
 
     @property
     def flow(self) -> Tensor:
         """Optical flow, float32 (N, T−1, 2, H, W): F(x, y) = (dx, dy) in pixels, I_{t+1}(x + dx, y + dy) = I_t(x, y).
 
-        Whole numbers; dx is channel 0. Ink moves as its digit does, and never out of the picture; background has flow
-        0. So the equation holds to the bit at every pixel with one exception, occlusion: background that the digit
-        covers in the next frame. Made when asked for, since it takes eight times the memory of the clips.
+        Whole numbers; dx is channel 0. Ink moves as its digit does, and never out of the picture; a background moves
+        against its camera, which is 0 where it is plain or stands still. So the equation holds to the bit at every
+        pixel with one exception, occlusion: background that the digit covers in the next frame or that leaves the
+        picture. Made when asked for, since it takes eight times the memory of the clips.
         """
-        ink = self.video[:, 0, :-1] > 0  # [N, T−1, H, W]
+        ink = self.video[:, 0] > 0 if self.ink is None else self.ink
         step = self.position.diff(dim=1).float()  # [N, T−1, 2]
-        return torch.where(ink[:, :, None], step[..., None, None], 0.0)
+        behind = torch.zeros_like(step) if self.camera is None else -self.camera.diff(dim=1).float()
+        return torch.where(ink[:, :-1, None], step[..., None, None], behind[..., None, None])
 
 
 def moving_digits(
@@ -84,6 +100,7 @@ def moving_digits(
     width: int = 32,
     digit_size: int | None = None,
     motion: Motion | None = None,
+    background: Background = "plain",
     seed: int = 0,
 ) -> MovingDigits:
     """Clips 0 … n−1 of an endless list (what they are: the head of this module).
@@ -97,7 +114,9 @@ def moving_digits(
         digit_size: height and width of the digit, in pixels; half of the picture's smaller side if not given. The
             picture must be larger by at least 2. Other sizes than 8 are interpolated (bicubic, antialiased).
         motion: every clip's class, in place of one drawn for each with equal probabilities. Nothing else about a clip
-            depends on it: with another motion the same frames come in another order.
+            depends on it: with another motion the same digit takes the same places in another order.
+        background: "plain"; "texture", like a photograph and of one's own in each clip; or "panning texture", over
+            which a camera pans by up to a pixel per frame along each axis. Digit and motion are the same before each.
         seed: 0 … 2⁶⁴ − 1.
 
     Returns:
@@ -109,6 +128,8 @@ def moving_digits(
     """
     if motion is not None and motion not in MOTIONS:
         raise ValueError(f"motion: expected None or one of {', '.join(MOTIONS)}, got {motion!r}")
+    if background not in get_args(Background):
+        raise ValueError(f"background: expected one of {', '.join(get_args(Background))}, got {background!r}")
     if not 0 <= n <= 2**32:
         raise ValueError(f"n: expected 0 to 2**32, got {n}")
     if frames < _LEAST_FRAMES:
@@ -127,12 +148,23 @@ def moving_digits(
     places = _places(draws[:, 3:], frames, (width - size, height - size))  # [N, T, 2]
     position = numpy.take_along_axis(places, shown[..., None], axis=1)
     rows = torch.from_numpy(source)
+    video = _drawn(_enlarged(images[rows], size), torch.from_numpy(position), height, width)
+    camera = ink = None
+    if background != "plain":
+        camera, ink = pans(n, frames, seed), video[:, 0] > 0
+        if background == "texture":
+            camera = torch.zeros_like(camera)
+        room = margin(frames)
+        behind = views(textures(n, height + room, width + room, seed), camera, height, width)
+        video = torch.where(ink, video[:, 0], behind)[:, None]
     return MovingDigits(
-        video=_drawn(_enlarged(images[rows], size), torch.from_numpy(position), height, width),
+        video=video,
         motion=torch.from_numpy(classes.astype(numpy.int64)),
         digit=labels[rows],
         source=rows,
         position=torch.from_numpy(position),
+        camera=camera,
+        ink=ink,
     )
 
 

@@ -7,10 +7,23 @@ rebuilds it. ``MODELS`` is the list of names by which checkpoints and the comman
 from vidgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNPP
 from vidgen.models.checkpoint import MODELS, load_checkpoint, read_metadata, save_checkpoint
 from vidgen.models.layers import LayerReport, layer_report
-from vidgen.models.video import C3D, CNN3d, EarlyFusion, LateFusion, SingleFrame
+from vidgen.models.video import (
+    C3D,
+    CNNM,
+    CNN3d,
+    EarlyFusion,
+    LateFusion,
+    SingleFrame,
+    TwoStream,
+    displacement_fields,
+    flip_flow_stack,
+    flow_stack,
+    stack_frames,
+)
 
 __all__ = [
     "C3D",
+    "CNNM",
     "MODELS",
     "CNN3d",
     "EarlyFusion",
@@ -20,8 +33,13 @@ __all__ = [
     "PixelCNN",
     "PixelCNNPP",
     "SingleFrame",
+    "TwoStream",
+    "displacement_fields",
+    "flip_flow_stack",
+    "flow_stack",
     "layer_report",
     "load_checkpoint",
     "read_metadata",
     "save_checkpoint",
+    "stack_frames",
 ]

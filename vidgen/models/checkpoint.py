@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vidgen.extras import require
 from vidgen.files import write_atomically
 from vidgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNPP
-from vidgen.models.video import C3D, CNN3d, EarlyFusion, LateFusion, SingleFrame
+from vidgen.models.video import C3D, CNN3d, EarlyFusion, LateFusion, SingleFrame, TwoStream
 
 FORMAT = 1
 
@@ -28,6 +28,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "pixelcnn": PixelCNN,
     "pixelcnnpp": PixelCNNPP,
     "single-frame": SingleFrame,
+    "two-stream": TwoStream,
 }
 """Names by which checkpoints and the command line know the models."""
 

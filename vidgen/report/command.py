@@ -37,9 +37,10 @@ def report(
     """Train the demonstrations, measure the ops, and write it all to one HTML page.
 
     A PixelCNN learns scikit-learn's handwritten digits and draws 256 new ones, Gated PixelCNN and PixelCNN++ draw the
-    digits they are asked for, a C3D learns to tell how digits move, then the quick benchmarks run; together less than
-    ten minutes on two cores. The folder gets index.html (self-contained: no script, nothing fetched from anywhere),
-    results.json (every raw sample and drawn pixel) and results.md (the tables). Each file appears whole or not at all.
+    digits they are asked for, a C3D learns to tell how digits move, a two-stream network what and how, then the quick
+    benchmarks run; together less than ten minutes on two cores. The folder gets index.html (self-contained: no script,
+    nothing fetched from anywhere), results.json (every raw sample and drawn pixel) and results.md (the tables). Each
+    file appears whole or not at all.
 
     Steps that are done are remembered in the folder: after Ctrl-C the same command goes on with what is missing, and a
     second run only writes the page again. What was made by other code, another torch or another machine is not reused.
@@ -61,13 +62,15 @@ def report(
         raise ValueError(f"threads must be at least 1, got {threads}")
     try:
         with suite.using_threads(cores):
-            _say("1/5  demonstration: a PixelCNN learns digits and draws new ones")
+            _say("1/6  demonstration: a PixelCNN learns digits and draws new ones")
             demo = _remembered(output, "demo", [seed, cores], fresh, lambda: _demo("pixelcnn_digits", output, seed))
-            _say("2/5  demonstration: Gated PixelCNN and PixelCNN++ draw the digits they are asked for")
+            _say("2/6  demonstration: Gated PixelCNN and PixelCNN++ draw the digits they are asked for")
             classes = _remembered(output, "classes", [seed, cores], fresh, lambda: _demo("class_digits", output, seed))
-            _say("3/5  demonstration: a C3D learns to tell how digits move")
+            _say("3/6  demonstration: a C3D learns to tell how digits move")
             motion = _remembered(output, "motion", [seed, cores], fresh, lambda: _demo("moving_digits", output, seed))
-            _say("4/5  benchmarks")
+            _say("4/6  demonstration: a two-stream network learns to tell digits and how they move")
+            streams = _remembered(output, "streams", [seed, cores], fresh, lambda: _demo("two_stream", output, seed))
+            _say("5/6  benchmarks")
             bench = suite.run(
                 full=full,
                 threads=cores,
@@ -78,10 +81,10 @@ def report(
     except KeyboardInterrupt:
         _say(f"Interrupted. The page in {output} is as it was; the same command goes on with what is missing.")
         return 130
-    _say("5/5  page")
-    write(output, bench, demo, motion, classes, gpu=_gpu_results(gpu_results))
+    _say("6/6  page")
+    write(output, bench, demo, motion, classes, streams, gpu=_gpu_results(gpu_results))
     failed = list(bench_results.failures(bench))
-    failed += [f"demonstration: {result}" for result in (demo, classes, motion) if isinstance(result, str)]
+    failed += [f"demonstration: {result}" for result in (demo, classes, motion, streams) if isinstance(result, str)]
     for sentence in failed:
         _say(f"FAILED: {sentence}")
     print(f"{output / 'index.html'}  ({time.monotonic() - started:.0f} s)")
@@ -94,15 +97,22 @@ def write(
     demo: Mapping[str, Any] | str,
     motion: Mapping[str, Any] | str,
     classes: Mapping[str, Any] | str,
+    streams: Mapping[str, Any] | str,
     *,
     gpu: list[dict[str, Any]] | None = None,
 ) -> None:
     """Writes index.html, results.json and results.md; all three are made before the first is written."""
     content = {
-        "index.html": page.render(bench, demo, motion, classes, gpu=gpu or [], version=vidgen.__version__),
-        "results.md": page.markdown(bench, demo, motion, classes),
+        "index.html": page.render(bench, demo, motion, classes, streams, gpu=gpu or [], version=vidgen.__version__),
+        "results.md": page.markdown(bench, demo, motion, classes, streams),
         "results.json": bench_results.dumps(
-            {"benchmarks": bench, "demonstration": demo, "class_digits": classes, "moving_digits": motion}
+            {
+                "benchmarks": bench,
+                "demonstration": demo,
+                "class_digits": classes,
+                "moving_digits": motion,
+                "two_stream": streams,
+            }
         ),
     }
     for name, text in content.items():

@@ -25,10 +25,18 @@ def fresh_folder(directory: str | Path, name: str) -> Path:
 
 
 def trained(
-    task: Task, folder: Path, *, steps: int, batch_size: int, seed: int, ema: float, progress: bool | None
+    task: Task,
+    folder: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    ema: float,
+    progress: bool | None,
+    points: int = _POINTS,
 ) -> Summary:
-    """Trains the task, validating it about 25 times; the best weights are in ``folder / "best.safetensors"``."""
-    every = max(steps // _POINTS, 1)
+    """Trains the task, validating it about ``points`` times; the best weights are in ``folder/best.safetensors``."""
+    every = max(steps // points, 1)
     settings = Settings(
         folder,
         steps,

@@ -107,6 +107,29 @@ def accuracy_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], chance:
         return _svg(figure, label)
 
 
+def stream_curves(curve: Sequence[Mapping[str, float]]) -> str:
+    """Held-out accuracy against training steps, of each stream of a two-stream network and of both, averaged."""
+    lines = (("spatial_accuracy", OTHER, "-"), ("temporal_accuracy", OTHER, "--"), ("accuracy", OURS, "-"))
+    with rc_context(_STYLE | {"svg.hashsalt": "streams"}):
+        figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        for name, color, style in lines:
+            values = [100 * point[name] for point in curve]
+            axes.plot([point["step"] for point in curve], values, style, color=color, linewidth=2.0)
+        axes.grid(axis="y")
+        axes.set_xlabel("training step")
+        axes.set_ylabel("digit and motion told right, %")
+        axes.set_ylim(0, 104)
+        axes.margins(x=0.02)
+        figure.legend(axes.lines, ["spatial", "temporal", "both"], frameon=False, loc="outside upper left", ncols=3)
+        last = [curve[-1][name] for name, _, _ in lines]
+        label = (
+            f"Held-out clips told right at the end: spatial stream {last[0]:.0%}, temporal stream {last[1]:.0%}, both "
+            f"{last[2]:.0%}."
+        )
+        return _svg(figure, label)
+
+
 def model_bars(bits_per_dim: Mapping[str, float]) -> str:
     """Test bits per dimension of the PixelCNN and of the baselines, the lowest on top."""
     names = {"pixelcnn": "PixelCNN", "logistic_regression": "logistic regression on the causal pixels"}
@@ -195,6 +218,26 @@ def digit_grid(images: Any, columns: int, *, levels: int = 17, gap: int = 2) -> 
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         sheet[top : top + height, left : left + width] = np.rint(image)
     return {"uri": _png([sheet]), "width": sheet.shape[1], "height": sheet.shape[0]}
+
+
+def photo_strip(images: Any, *, gap: int = 2) -> dict[str, Any]:
+    """Pictures side by side, opaque and in their own colours: {"uri", "width", "height"} in their own pixels.
+
+    Args:
+        images: uint8 (N, H, W), 0 being black, or (N, H, W, 3).
+        gap: transparent pixels between images.
+    """
+    stack = np.asarray(images, dtype=np.uint8)
+    colors = stack if stack.ndim == 4 else np.repeat(stack[..., None], 3, axis=-1)
+    count, height, width, _ = colors.shape
+    sheet = np.zeros((height, count * (width + gap) - gap, 4), dtype=np.uint8)
+    for index, image in enumerate(colors):
+        left = index * (width + gap)
+        sheet[:, left : left + width, :3], sheet[:, left : left + width, 3] = image, 255
+    buffer = io.BytesIO()
+    Image.fromarray(sheet, mode="RGBA").save(buffer, format="PNG", optimize=True)
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"uri": uri, "width": sheet.shape[1], "height": height}
 
 
 def animation(frames: Any, *, milliseconds: int = 90) -> dict[str, Any]:

@@ -129,5 +129,5 @@ def _task(name: Literal["c3d", "single-frame"], parts: dict[Any, MovingDigits], 
 
 def _orders(plan: Plan) -> Tensor:
     """The first test clip, in every class."""
-    size = {"frames": plan.frames, "height": plan.size, "width": plan.size}
+    size: Any = {"frames": plan.frames, "height": plan.size, "width": plan.size}
     return torch.cat([moving_digits("test", n=1, motion=motion, seed=0, **size).video[:, 0] for motion in MOTIONS])

@@ -26,6 +26,7 @@ def render(
     demo: Mapping[str, Any] | Failure,
     motion: Mapping[str, Any] | Failure,
     classes: Mapping[str, Any] | Failure,
+    streams: Mapping[str, Any] | Failure,
     *,
     gpu: Sequence[Mapping[str, Any]] = (),
     version: str,
@@ -38,6 +39,7 @@ def render(
         demo: what `vidgen.report.pixelcnn_digits.run` returned, or the sentence that says why there is nothing.
         motion: what `vidgen.report.moving_digits.run` returned, or such a sentence.
         classes: what `vidgen.report.class_digits.run` returned, or such a sentence.
+        streams: what `vidgen.report.two_stream.run` returned, or such a sentence.
         gpu: results files measured on GPUs. Without any the page says so and nothing else about GPUs.
         version: vidgen's.
         banner: a line across the top, for pages whose figures are not measurements.
@@ -65,6 +67,8 @@ def render(
         motion_failure=motion if isinstance(motion, str) else None,
         classes=None if isinstance(classes, str) else classes_view(classes, demo),
         classes_failure=classes if isinstance(classes, str) else None,
+        streams=None if isinstance(streams, str) else streams_view(streams),
+        streams_failure=streams if isinstance(streams, str) else None,
         columns=bench_results.COLUMNS,
         gpu=[{"measured": bench_results.machine_line(dict(g)), "cases": speed(g)["cases"]} for g in gpu],
         bench=bench,
@@ -258,6 +262,38 @@ def motion_view(motion: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def streams_view(streams: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of the two-stream network as the template wants them."""
+    count, strip, right = streams["test_clips"], streams["strip"], streams["right"]
+    rows = [
+        {"name": title, "joint": right[name] / count}
+        | {part: right[f"{name} {part}"] / count if f"{name} {part}" in right else None for part in ("digit", "motion")}
+        for name, title in (
+            ("spatial", "spatial stream alone"),
+            ("temporal", "temporal stream alone"),
+            ("average", "both, averaged"),
+            ("svm", "both, by a linear SVM"),
+        )
+    ]
+    chance = {name: (bounds["low"] / count, bounds["high"] / count) for name, bounds in streams["chance"].items()}
+    return {
+        "rows": rows,
+        "share": {row: right[row] / count for row in ("spatial", "temporal", "average", "svm")},
+        "count": count,
+        "chance": chance,
+        "curve": figures.stream_curves(streams["curve"]),
+        "error": streams["flow_error"],
+        "strips": [
+            {"name": title, "sheet": figures.photo_strip(strip[name][:_STRIP])}
+            for name, title in (("frames", "Frames"), ("exact", "Their exact flow"), ("found", "The flow found"))
+        ],
+        "strip": strip,
+        "shown": min(_STRIP, len(strip["frames"])),
+        "seconds": streams["seconds"],
+        "model": streams["model"],
+    }
+
+
 def classes_view(classes: Mapping[str, Any], demo: Mapping[str, Any] | Failure) -> dict[str, Any]:
     """The results on digits by class as the template wants them."""
     names = {"gated-pixelcnn": "Gated PixelCNN", "pixelcnnpp": "PixelCNN++"}
@@ -293,6 +329,7 @@ def markdown(
     demo: Mapping[str, Any] | Failure,
     motion: Mapping[str, Any] | Failure,
     classes: Mapping[str, Any] | Failure,
+    streams: Mapping[str, Any] | Failure,
 ) -> str:
     """The same results as Markdown: the demos' figures, then every table."""
     lines = ["# vidgen report", ""]
@@ -327,4 +364,16 @@ def markdown(
             for key, name in (("c3d", "C3D"), ("single-frame", "single frames, averaged"))
         ]
         lines += [f"| chance, in 95 of 100 cases | {low}–{high}% |", ""]
+    if isinstance(streams, str):
+        lines += [f"two streams on moving digits: FAILED: {streams}", ""]
+    else:
+        both = streams_view(streams)
+        parts = ("joint", "digit", "motion")
+        lines += [f"| {both['count']} clips of unseen digits, told right | digit and motion | digit | motion |"]
+        lines += ["|---|--:|--:|--:|"]
+        for row in both["rows"]:
+            cells = ["" if row[part] is None else f"{100 * row[part]:.1f}%" for part in parts]
+            lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+        cells = [f"{100 * both['chance'][part][0]:.1f}–{100 * both['chance'][part][1]:.1f}%" for part in parts]
+        lines += [f"| chance, in 95 of 100 cases | {' | '.join(cells)} |", ""]
     return "\n".join([*lines, bench_results.markdown(dict(bench))])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from vidgen.train.task import Task
 
-ModelName = Literal["pixelcnn", "gated-pixelcnn", "pixelcnnpp", "c3d", "single-frame"]
+ModelName = Literal["pixelcnn", "gated-pixelcnn", "pixelcnnpp", "c3d", "single-frame", "two-stream"]
 
 # what a model has options for, and their values where none is given
 _MOTION = {
@@ -42,6 +42,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "pixelcnnpp": {**_DIGITS, "steps": 800, "learning_rate": 3e-3, "blocks": 1, "hidden": 24},
     "c3d": {**_MOTION, "dropout": 0.5},
     "single-frame": _MOTION,
+    "two-stream": {
+        **_MOTION,
+        "steps": 160,
+        "learning_rate": 2e-3,
+        "width": 12,
+        "clips": 2048,
+        "dropout": 0.0,
+        "length": 10,
+        "stacking": "optical_flow",
+        "bidirectional": False,
+    },
 }
 
 
@@ -59,6 +70,9 @@ def train(
     frames: int | None = None,
     size: int | None = None,
     clips: int | None = None,
+    length: int | None = None,
+    stacking: Literal["optical_flow", "trajectory"] | None = None,
+    bidirectional: bool | None = None,
     dropout: float | None = None,
     learning_rate: float | None = None,
     warmup: int | None = None,
@@ -80,7 +94,9 @@ def train(
 
     pixelcnn, and class by class gated-pixelcnn and pixelcnnpp, learn to draw scikit-learn's 1,797 digits of 8×8
     pixels; `vidgen sample` draws with their weights. c3d learns to tell how a digit moves.
-    single-frame is its control: it looks at one frame at a time, and none shows how.
+    single-frame is its control: it looks at one frame at a time, and none shows how. two-stream tells digit and motion
+    before a texture: one stream by frames, the other by optical flow. best.safetensors averages their scores,
+    fused.safetensors fuses them by a linear SVM.
 
     The folder gets best.safetensors, last.safetensors, metrics.jsonl and the state to resume from. Several processes:
     accelerate launch -m vidgen.cli train …, or torchrun -m vidgen.cli train …
@@ -89,26 +105,31 @@ def train(
 
     Args:
         model: which model.
-        data: moving-digits for c3d and single-frame, else digits.
+        data: moving-digits for c3d, single-frame and two-stream, else digits.
         out: the run's folder; runs/MODEL-DATA if not given.
         steps: training steps; the learning rate falls to 0 over them. 1000 for pixelcnn, 800 for
-            gated-pixelcnn and pixelcnnpp, 100 for c3d and single-frame.
-        batch_size: images or clips per step, over all processes. 32 for c3d and single-frame, else 64.
+            gated-pixelcnn and pixelcnnpp, 100 for c3d and single-frame, 160 for two-stream, whose spatial stream is
+            updated three times in each.
+        batch_size: images or clips per step, over all processes. 32 for c3d, single-frame and two-stream, else 64.
         hidden: pixelcnn: width inside the residual blocks, 64, outside it is twice that; gated-pixelcnn: width of both
             stacks, 64; pixelcnnpp: filters of both streams, 24.
         blocks: pixelcnn: residual blocks, 6; gated-pixelcnn: layers after the first, 4; pixelcnnpp: blocks of each
             stream and scale, 1.
-        width: c3d, single-frame: channels of the first convolution, 8.
-        frames: c3d, single-frame: frames of a clip, 16.
-        size: c3d, single-frame: height and width of a clip, 32.
-        clips: c3d, single-frame: clips to train on, 4096.
-        dropout: all but single-frame: share of values dropped in training, 0.5.
-        learning_rate: AdamW's, at its highest. 0.002 for pixelcnn, 0.003 for gated-pixelcnn and pixelcnnpp, 0.001 for
-            c3d and single-frame.
-        warmup: steps over which the learning rate rises. 20 for c3d and single-frame, else 100.
-        weight_decay: AdamW's. 0.01 for c3d and single-frame, else 0.
-        ema: decay of the weights' moving average, which is validated and saved; 0 turns it off. 0.95 for c3d and
-            single-frame, else 0.99.
+        width: c3d, single-frame: channels of the first convolution, 8; two-stream: of both streams', a multiple of 3,
+            12.
+        frames: of a clip, for c3d, single-frame and two-stream, 16.
+        size: height and width of a clip, for the same, 32.
+        clips: clips to train on, for the same, 4096; two-stream: 2048.
+        length: two-stream: displacement fields in a stack, 10; fewer than frames.
+        stacking: two-stream: fields at the same pixel, optical_flow, or along what moves, trajectory.
+        bidirectional: two-stream: whether half of the fields lead back from the frame.
+        dropout: all but single-frame: share of values dropped in training, 0.5; two-stream: 0.
+        learning_rate: AdamW's, at its highest. 0.002 for pixelcnn and two-stream, 0.003 for gated-pixelcnn and
+            pixelcnnpp, 0.001 for c3d and single-frame.
+        warmup: steps over which the learning rate rises. 20 for c3d, single-frame and two-stream, else 100.
+        weight_decay: AdamW's. 0.01 for c3d, single-frame and two-stream, else 0.
+        ema: decay of the weights' moving average, which is validated and saved; 0 turns it off. 0.95 for c3d,
+            single-frame and two-stream, else 0.99.
         seed: decides weights, order of the examples and dropout.
         resume: continue the run in the folder, if there is one.
         accumulate: parts in which a batch is computed, to save memory.
@@ -137,6 +158,9 @@ def train(
         "frames": frames,
         "size": size,
         "clips": clips,
+        "length": length,
+        "stacking": stacking,
+        "bidirectional": bidirectional,
         "dropout": dropout,
         "learning_rate": learning_rate,
         "warmup": warmup,
@@ -164,7 +188,10 @@ def train(
         progress=progress,
     )
     torch.manual_seed(seed)
-    task = _motion_task(model, options, seed) if model in ("c3d", "single-frame") else _digits_task(model, options)
+    if model == "two-stream":
+        task = _two_stream_task(options, seed)
+    else:
+        task = _motion_task(model, options, seed) if model in ("c3d", "single-frame") else _digits_task(model, options)
     summary = run(task, settings)
     if require("accelerate", extra="train").PartialState().is_main_process:
         if summary.interrupted:
@@ -179,7 +206,8 @@ def train(
             )
             print(f"best so far: {summary.best:.4f} {unit} at step {summary.best_step}")
             if options["data"] != "digits":
-                print(_motion_verdict(out, options, seed))
+                verdict = _two_stream_verdict if model == "two-stream" else _motion_verdict
+                print(verdict(out, options, seed))
         print(f"weights in {out}: best.safetensors, last.safetensors")
 
 
@@ -250,3 +278,32 @@ def _motion_verdict(out: Path, options: dict[str, Any], seed: int) -> str:
     return (
         f"motion told right in {share:.1%} of {len(right)} clips of unseen digits; by chance it would be {chance:.0%}"
     )
+
+
+def _two_stream_task(options: dict[str, Any], seed: int) -> Task:
+    from vidgen.train.two_stream import classes_of, two_stream_clips, two_stream_model, two_stream_task
+
+    parts = two_stream_clips(options["frames"], options["size"], options["clips"], seed)
+    names = ("size", "width", "dropout", "length", "stacking", "bidirectional")
+    network = two_stream_model(**{name: options[name] for name in names})
+    train, held_out = ((parts[name].video, classes_of(parts[name])) for name in ("train", "validation"))
+    optimization = {name: options[name] for name in _OPTIMIZATION}
+    description = {"data": options["data"], "clips": options["clips"], "frames": options["frames"]}
+    return two_stream_task(network, train, held_out, **optimization, seed=seed, description=description)
+
+
+def _two_stream_verdict(out: Path, options: dict[str, Any], seed: int) -> str:
+    """What the best weights make of clips of unseen digits, by both fusions; keeps those with the SVM."""
+    from vidgen.models import TwoStream, load_checkpoint, read_metadata, save_checkpoint
+    from vidgen.train.two_stream import CLASSES, judge, two_stream_clips
+
+    parts = two_stream_clips(options["frames"], options["size"], options["clips"], seed)
+    best = out / "best.safetensors"
+    network = load_checkpoint(best)
+    assert isinstance(network, TwoStream)
+    right, _ = judge(network, parts["train"], parts["test"])
+    more = {name: value for name, value in read_metadata(best).items() if name not in ("format", "model", "config")}
+    save_checkpoint(network, out / "fused.safetensors", **more)
+    count = len(parts["test"].motion)
+    shares = ", ".join(f"{name} {right[name] / count:.1%}" for name in ("spatial", "temporal", "average", "svm"))
+    return f"digit and motion told right in {count} clips of unseen digits: {shares}; by chance {1 / CLASSES:.1%}"
