@@ -97,7 +97,7 @@ def test_flow_carries_every_frame_to_the_next(sizes):
     assert seen > 0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(SIZES, st.sampled_from(["texture", "panning texture"]))
 def test_flow_carries_a_texture_with_its_camera(sizes, background):
     """At every pixel but those that vanish: behind the digit, or out of the picture."""

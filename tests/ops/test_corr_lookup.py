@@ -307,7 +307,7 @@ def test_levels_with_strides_beyond_32_bits(on_demand, dtype):
     assert torch.equal(got, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(0, 2),
     channels=st.integers(1, 20),

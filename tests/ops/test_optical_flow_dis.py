@@ -89,7 +89,7 @@ def test_smoothness_smooths() -> None:
     assert roughness(1.0) > 1.2 * roughness(20.0) > 1.2**2 * roughness(400.0)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(height=st.integers(40, 120), width=st.integers(40, 120), seed=st.integers(0, 99))
 def test_swapping_the_axes_swaps_the_components(height: int, width: int, seed: int) -> None:
     """Only the order in which patches see their neighbours is another."""
@@ -101,7 +101,7 @@ def test_swapping_the_axes_swaps_the_components(height: int, width: int, seed: i
         assert (other - flow.flip(1).mT).norm(dim=1).mean() < 0.5
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     height=st.integers(1, 60),
     width=st.integers(1, 60),
@@ -167,7 +167,7 @@ def test_the_true_flow_as_a_start_is_kept_and_helps() -> None:
     assert (optical_flow_dis(image, next) - truth)[inside].norm(dim=1).mean() > 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), preset=st.sampled_from(sorted(PRESETS)))
 def test_images_of_any_size_have_a_finite_flow(height: int, width: int, preset: str) -> None:
     prev, next = torch.rand(2, 2, 3, height, width, generator=torch.Generator().manual_seed(height + 99 * width))

@@ -73,7 +73,7 @@ def test_more_iterations_lower_the_energy() -> None:
             assert found < energy(flow + noise, image, next, 0.15)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 99), median=st.sampled_from([0, 3, 5]))
 def test_swapping_the_axes_swaps_the_components(height: int, width: int, seed: int, median: int) -> None:
     prev = texture(height, width, seed)
@@ -84,7 +84,7 @@ def test_swapping_the_axes_swaps_the_components(height: int, width: int, seed: i
     torch.testing.assert_close(other, flow.flip(1).mT, rtol=0, atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 110),
     width=st.integers(1, 70),

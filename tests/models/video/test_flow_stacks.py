@@ -39,7 +39,7 @@ def stack_by_loops(fields, frame, length, stacking):
     return planes
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     ways=st.integers(1, 2),
     half=st.integers(1, 2),
