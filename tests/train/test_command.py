@@ -51,6 +51,18 @@ def test_conditional_models_learn_labels(model, tmp_path):
     assert read_metadata(tmp_path / "run" / "best.safetensors")["model"] == model
 
 
+@pytest.mark.parametrize("model", ["gated-pixelcnn", "pixelcnnpp"])
+def test_without_classes_and_as_published(model, tmp_path):
+    train(model, out=tmp_path / "run", class_conditional=False, recipe="pixelcnn++", **SMALL)
+    best = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert best.config["classes"] == 0
+    sample(tmp_path / "run", n=3, out=tmp_path / "three.npy", device="cpu")
+    assert numpy.array_equal(numpy.load(tmp_path / "three.npy"), generate(best, 3).numpy())
+    # another recipe is another run
+    with pytest.raises(ValueError, match="recipe"):
+        train(model, out=tmp_path / "run", class_conditional=False, resume=True, **SMALL)
+
+
 def test_classes_and_completions_by_the_command_line(tmp_path):
     train("gated-pixelcnn", out=tmp_path / "run", **SMALL)
     model = load_checkpoint(tmp_path / "run" / "best.safetensors")

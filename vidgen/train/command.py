@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidgen.train.task import Task
 
 ModelName = Literal["pixelcnn", "gated-pixelcnn", "pixelcnnpp", "c3d", "single-frame", "two-stream"]
@@ -35,11 +37,13 @@ _DIGITS = {
     "ema": 0.99,
     "validate_every": 100,
     "dropout": 0.5,
+    "recipe": "cosine",
 }
+_BY_CLASS = {**_DIGITS, "steps": 800, "learning_rate": 3e-3, "class_conditional": True}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "pixelcnn": {**_DIGITS, "hidden": 64, "blocks": 6},
-    "gated-pixelcnn": {**_DIGITS, "steps": 800, "learning_rate": 3e-3, "hidden": 64, "blocks": 4},
-    "pixelcnnpp": {**_DIGITS, "steps": 800, "learning_rate": 3e-3, "blocks": 1, "hidden": 24},
+    "gated-pixelcnn": {**_BY_CLASS, "hidden": 64, "blocks": 4},
+    "pixelcnnpp": {**_BY_CLASS, "hidden": 24, "blocks": 1},
     "c3d": {**_MOTION, "dropout": 0.5},
     "single-frame": _MOTION,
     "two-stream": {
@@ -66,6 +70,8 @@ def train(
     batch_size: int | None = None,
     hidden: int | None = None,
     blocks: int | None = None,
+    class_conditional: bool | None = None,
+    recipe: Literal["cosine", "pixelcnn++"] | None = None,
     width: int | None = None,
     frames: int | None = None,
     size: int | None = None,
@@ -115,6 +121,9 @@ def train(
             stacks, 64; pixelcnnpp: filters of both streams, 24.
         blocks: pixelcnn: residual blocks, 6; gated-pixelcnn: layers after the first, 4; pixelcnnpp: blocks of each
             stream and scale, 1.
+        class_conditional: gated-pixelcnn, pixelcnnpp: whether images are drawn class by class; true if not given.
+        recipe: pixelcnn, gated-pixelcnn, pixelcnnpp: cosine is AdamW as described below; pixelcnn++ is what PixelCNN++
+            was trained with, Adam whose learning rate is times 0.999995 in every step, without warmup or weight decay.
         width: c3d, single-frame: channels of the first convolution, 8; two-stream: of both streams', a multiple of 3,
             12.
         frames: of a clip, for c3d, single-frame and two-stream, 16.
@@ -154,6 +163,8 @@ def train(
         "batch_size": batch_size,
         "hidden": hidden,
         "blocks": blocks,
+        "class_conditional": class_conditional,
+        "recipe": recipe,
         "width": width,
         "frames": frames,
         "size": size,
@@ -235,21 +246,25 @@ def _digits_task(model: ModelName, options: dict[str, Any]) -> Task:
     from vidgen.nn import initialize_from_data
     from vidgen.train.likelihood import likelihood_task
 
-    data, held_out = digits("train"), digits("validation")
+    data: tuple[Tensor, ...] = digits("train")
+    held_out: tuple[Tensor, ...] = digits("validation")
     height, width = data[0].shape[2:]
     shape, hidden, blocks, dropout = (1, height, width), options["hidden"], options["blocks"], options["dropout"]
     optimization = {name: options[name] for name in _OPTIMIZATION}
+    optimization["recipe"] = options["recipe"]
     description = {"data": options["data"]}
+    classes = 10 if options.get("class_conditional") else 0
+    if not classes:
+        data, held_out = data[:1], held_out[:1]
+    network: PixelCNN | GatedPixelCNN | PixelCNNPP
     if model == "pixelcnn":
         network = PixelCNN(shape, DIGITS_LEVELS, hidden, blocks, dropout=dropout)
-        return likelihood_task(network, data[0], held_out[0], **optimization, description=description)
-    conditional: GatedPixelCNN | PixelCNNPP
-    if model == "gated-pixelcnn":
-        conditional = GatedPixelCNN(shape, DIGITS_LEVELS, hidden, blocks, classes=10, dropout=dropout)
+    elif model == "gated-pixelcnn":
+        network = GatedPixelCNN(shape, DIGITS_LEVELS, hidden, blocks, classes=classes, dropout=dropout)
     else:
-        conditional = PixelCNNPP(shape, blocks, hidden, 5, 10, dropout, DIGITS_LEVELS)
-        initialize_from_data(conditional.train(), data[0][:256], data[1][:256])
-    return likelihood_task(conditional, data, held_out, **optimization, description=description)
+        network = PixelCNNPP(shape, blocks, hidden, 5, classes, dropout, DIGITS_LEVELS)
+        initialize_from_data(network.train(), *(tensor[:256] for tensor in data))
+    return likelihood_task(network, data, held_out, **optimization, description=description)
 
 
 def _motion_task(model: Any, options: dict[str, Any], seed: int) -> Task:

@@ -13,8 +13,8 @@ from vidgen.train.task import Modules, Task
 
 def likelihood_task(
     model: nn.Module,
-    train: Tensor | tuple[Tensor, Tensor],
-    validation: Tensor | tuple[Tensor, Tensor] | None,
+    train: Tensor | tuple[Tensor, ...],
+    validation: Tensor | tuple[Tensor, ...] | None,
     *,
     steps: int,
     learning_rate: float = 1e-3,
@@ -85,5 +85,5 @@ def likelihood_task(
     )
 
 
-def _dataset(examples: Tensor | tuple[Tensor, Tensor]) -> TensorDataset:
+def _dataset(examples: Tensor | tuple[Tensor, ...]) -> TensorDataset:
     return TensorDataset(*((examples,) if isinstance(examples, Tensor) else examples))
