@@ -313,7 +313,6 @@ def _case(
     contenders: Sequence[Contender],
     truth: Callable[[str], Outputs],
     left_out: Mapping[str, str] | None = None,
-    weighed: bool = True,
 ) -> Case:
     shape = {
         "n": problem.n, "channels": problem.channels, "height": problem.height, "width": problem.width,
@@ -329,5 +328,4 @@ def _case(
         contenders=contenders,
         truth=truth,
         left_out=left_out or {},
-        weighed=weighed,
     )

@@ -57,7 +57,7 @@ struct Room {
     T* next = static_cast<T*>(memory);
     auto take = [&](int64_t n) {
       T* taken = next;
-      next += up_to(n, 16);
+      next += round_up(n, 16);
       return taken;
     };
     lines = take(kLanes<T> * sizes.line);
@@ -305,12 +305,12 @@ struct FeatureRoom {
     for (int64_t l = 0; l < p.levels; ++l) pixels = std::max(pixels, p.level[l].height * p.level[l].width);
     sums = static_cast<T*>(memory);
     gradient = sums + pixels * kBlock;
-    weights = gradient + up_to((sizes.side + 1) * sizes.pitch, 16);
+    weights = gradient + round_up((sizes.side + 1) * sizes.pitch, 16);
     bytes = size_t(weights - sums + sizes.side * sizes.side + kLanes<T>) * sizeof(T);
   }
 };
 
-int64_t grad_features_tasks_per_image(const CorrLookup& p) { return p.levels * (up_to(p.channels, kBlock) / kBlock); }
+int64_t grad_features_tasks_per_image(const CorrLookup& p) { return p.levels * divide_up(p.channels, kBlock); }
 
 template <class E>
 void grad_features_of(const CorrLookup& p, const ImageView& grad_output, const ImageView& fmap1,

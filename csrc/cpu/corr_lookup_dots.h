@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "cpu/corr_lookup_window.h"
+#include "cpu/elementary.h"
 
 namespace vidgen::VIDGEN_ISA {
 
@@ -18,19 +19,6 @@ constexpr int kTogether = 4;
 
 template <class E>
 constexpr int kDots = kLanes<E> > 8 ? kLanes<E> : 8;  // sums in registers
-
-template <class T>
-VIDGEN_INLINE Vec<T> multiply_add_each(Vec<T> a, Vec<T> b, Vec<T> c) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(Acc<T>) == 4) return (Vec<T>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-  if constexpr (sizeof(Acc<T>) == 8) return (Vec<T>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif defined(__FMA__) && defined(__AVX2__)
-  if constexpr (sizeof(Acc<T>) == 4) return (Vec<T>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-  if constexpr (sizeof(Acc<T>) == 8) return (Vec<T>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#else
-  return c + a * b;
-#endif
-}
 
 // Channels of one pixel next to each other, gathered into `room` where they lie apart.
 template <class E>
@@ -54,7 +42,7 @@ VIDGEN_INLINE void dots(const Acc<E>* const* features, const E* const* pixels, i
     for (int j = 0; j < columns; ++j) {
       const Vec<E> pixel = read(pixels[j] + c);
 #pragma GCC unroll 16
-      for (int q = 0; q < queries; ++q) sum[q * columns + j] = multiply_add_each<E>(f[q], pixel, sum[q * columns + j]);
+      for (int q = 0; q < queries; ++q) sum[q * columns + j] = fused<E>(f[q], pixel, sum[q * columns + j]);
     }
   };
   int64_t c = 0;

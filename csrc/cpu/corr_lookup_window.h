@@ -7,11 +7,9 @@
 #include <type_traits>
 
 #include "cpu/corr_lookup.h"
-#include "cpu/simd.h"
+#include "cpu/panels.h"
 
 namespace vidgen::VIDGEN_ISA {
-
-VIDGEN_INLINE int64_t up_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Lengths of what lies in scratch, in elements of T.
 template <class T>
@@ -28,10 +26,10 @@ struct CorrSizes {
         side(n + 1),
         taps(n * n),
         values(p.levels * taps),
-        line(up_to(values, kLanes<T>) + kLanes<T>),
-        pitch(up_to(side, kLanes<T>) + kLanes<T>),
+        line(round_up(values, kLanes<T>) + kLanes<T>),
+        pitch(round_up(side, kLanes<T>) + kLanes<T>),
         shared(2 * side * side + 4 * side * kLanes<T>),
-        channels(up_to(p.channels, kLanes<T>)) {}
+        channels(round_up(p.channels, kLanes<T>)) {}
 };
 
 // The upper left pixel of a window, which may lie outside, and how far beyond it the window begins.
@@ -97,7 +95,7 @@ Window<Acc<E>> read_window(const E* plane, const CorrLevel& level, const Place<A
     const int64_t stride = level.row_stride;
     if (level.column_stride == 1 && stride >= 0 && at.row >= 0 && at.column >= 0 && at.row + side <= level.height &&
         at.column + side <= level.width &&
-        (at.row + side - 1) * stride + at.column + up_to(sizes.n, kLanes<T>) <=
+        (at.row + side - 1) * stride + at.column + round_up(sizes.n, kLanes<T>) <=
             (level.height - 1) * stride + level.width - 1)
       return {plane + at.row * stride + at.column, stride};
   }

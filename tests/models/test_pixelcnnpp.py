@@ -94,6 +94,7 @@ def test_what_a_checkpoint_says_of_sizes_is_believed():
         "classes": 0,
         "dropout": 0.1,
         "levels": 256,
+        "likelihood": "exact",
     }
     assert not model.training
 
@@ -201,7 +202,7 @@ def test_the_published_size():
         ({"levels": 1}, "levels: expected at least 2"),
         ({"classes": -1}, "classes: expected at least 0"),
         ({"dropout": 1.0}, "dropout: expected a number"),
-        ({"likelihood": "best"}, "mode: expected one of exact, openai, got 'best'"),
+        ({"likelihood": "best"}, "likelihood: expected one of exact, openai, got 'best'"),
     ],
 )
 def test_bad_sizes_are_named(arguments, message):

@@ -154,14 +154,14 @@ def test_gradients(impl, on_demand, channels, size, other, radius):
     assert torch.autograd.gradgradcheck(call, variables, fast_mode=True)
 
 
-@both_forms
-@pytest.mark.parametrize("wanted", ["coords", "last level", "fmap1"])
+@pytest.mark.parametrize(
+    ("on_demand", "wanted"),
+    [(False, "coords"), (False, "last level"), (True, "coords"), (True, "last level"), (True, "fmap1")],
+)
 def test_one_gradient_alone(on_demand, wanted):
     fmap1, fmap2, coords = inputs(1, 3, (2, 3), (5, 6))
     pyramid, features = arguments(fmap1, fmap2, 2, on_demand)
     variable = {"coords": coords, "last level": pyramid[1], "fmap1": features}[wanted]
-    if variable is None:
-        return
     variable.requires_grad_()
     together = corr_lookup(pyramid, coords, 1, fmap1=features, impl="cpu")
     (got,) = torch.autograd.grad(together.square().sum(), variable)
@@ -348,6 +348,26 @@ def test_pyramids_of_odd_sides():
         torch.testing.assert_close(correlation, expected)
 
 
+@pytest.mark.parametrize(
+    ("fmap1", "fmap2", "error", "message"),
+    [
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3), ValueError, r"fmap2 must be 4-d \(B, C, H, W\)"),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4).long(), TypeError, "fmap2 must be a floating-point tensor"),
+        (torch.zeros(1, 2, 3, 4).double(), torch.zeros(1, 2, 3, 4), TypeError, "fmap1 must have the dtype of fmap2"),
+        (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4, device="meta"), ValueError, "fmap1 must be on the device of"),
+        (torch.zeros(1, 3, 3, 4), torch.zeros(1, 2, 3, 4), ValueError, r"fmap1 must have shape \(B, C, H, W\) for"),
+    ],
+)
+def test_pyramids_complain(fmap1, fmap2, error, message):
+    with pytest.raises(error, match=message):
+        corr_pyramid(fmap1, fmap2, levels=1)
+
+
+def test_features_are_floating_point():
+    with pytest.raises(TypeError, match="fmap2 must be a floating-point tensor, got"):
+        corr_feature_pyramid(torch.zeros(1, 2, 3, 4).long(), levels=1)
+
+
 @pytest.mark.parametrize("levels", [0, 4])
 def test_no_level_vanishes(levels):
     features = torch.zeros(1, 2, 5, 16)
@@ -375,8 +395,17 @@ def test_no_level_vanishes(levels):
             r"pyramid\[1\] must have the dtype of pyramid\[0\] \(torch.float32\), got torch.float64",
         ),
         ({"fmap1": torch.zeros(1, 8, 3, 4)}, ValueError, r"pyramid\[0\] must be 4-d \(B, C, H_l, W_l\)"),
-        ({"fmap1": torch.zeros(1, 8, 4, 3)}, ValueError, r"fmap1 must have shape \(B, C, H, W\) for coords"),
-        ({"fmap1": torch.zeros(1, 8, 3, 4).double()}, TypeError, "fmap1 must have the dtype of pyramid"),
+        (
+            {"pyramid": [torch.zeros(1, 8, 5, 6)], "fmap1": torch.zeros(1, 8, 4, 3)},
+            ValueError,
+            r"fmap1 must have shape \(B, C, H, W\) for coords",
+        ),
+        (
+            {"pyramid": [torch.zeros(1, 8, 5, 6)], "fmap1": torch.zeros(1, 8, 3, 4).double()},
+            TypeError,
+            "fmap1 must have the dtype of pyramid",
+        ),
+        ({"pyramid": [1.0]}, TypeError, r"pyramid\[0\] must be a tensor, got float"),
         ({"radius": -1}, ValueError, "radius must be from 0 to 127, got -1"),
         ({"radius": 128}, ValueError, "radius must be from 0 to 127, got 128"),
         ({"radius": 1.0}, TypeError, "radius must be an int, got float"),

@@ -44,6 +44,25 @@ def test_same_bits_on_any_number_of_threads_and_on_every_run(name, images, times
 
 
 @pytest.mark.parametrize("name", WIDE)
+def test_rows_that_are_known_in_some_images_only(name, threads):
+    """Threads that draw images of their own pass over rows at once where all of theirs are known."""
+    model = wide(name)
+    _, height, _ = model.image_shape
+    images = 36
+    known = torch.zeros(images, *model.image_shape, dtype=torch.bool)
+    known[: images // 3] = True
+    known[images // 3 : images // 2, :, : height // 2] = True
+    known[-1, :, 0] = True
+    seen = []
+    for count in (1, 2, 3):
+        threads(count)
+        seen.append(draw(model, "cpu", images, known))
+    for drawn, met in seen[1:]:
+        assert torch.equal(drawn, seen[0][0])
+        assert torch.equal(met, seen[0][1])
+
+
+@pytest.mark.parametrize("name", WIDE)
 def test_float32_distributions_are_those_of_a_full_forward_pass(name):
     model = wide(name)
     images, met = draw(model, "cpu", 2)

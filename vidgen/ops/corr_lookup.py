@@ -36,10 +36,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from vidgen.ops.backends import TABLE, Backend, always, gpu_supports_dtype, reference_row, requested, triton_row
-from vidgen.ops.registration import memory_format_of, register_selection
+from vidgen.ops.registration import check_no_tangent, computed_in, memory_format_of, register_selection
 
 _OP = "corr_lookup"
 
@@ -51,10 +50,6 @@ _CHUNK = 2**24
 
 
 # Reference: eager PyTorch.
-
-
-def _computed_in(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _along(position: Tensor, size: int, radius: int) -> tuple[Tensor, Tensor]:
@@ -84,7 +79,7 @@ def _looked_up(volume: Tensor, x: Tensor, y: Tensor, radius: int) -> Tensor:
 def reference(pyramid: Sequence[Tensor], coords: Tensor, radius: int, fmap1: Tensor | None) -> Tensor:
     """corr_lookup in eager PyTorch; any device, any floating dtype."""
     batch, _, height, width = coords.shape
-    wide = _computed_in(pyramid[0].dtype)
+    wide = computed_in(pyramid[0].dtype)
     known = coords.isfinite().all(dim=1)  # [B, H, W]
     x, y = torch.where(known[:, None], coords.to(wide), 0).flatten(2).unbind(1)  # [B, Q]
     levels = [level.to(wide) for level in pyramid]
@@ -113,7 +108,7 @@ def _gradient(
     of: int, grad_output: Tensor, pyramid: Sequence[Tensor], coords: Tensor, radius: int, fmap1: Tensor | None
 ) -> Any:
     """The gradient of `reference` in one of pyramid (0), coords (1) and fmap1 (2), of its dtype and memory format."""
-    wide = _computed_in(pyramid[0].dtype)
+    wide = computed_in(pyramid[0].dtype)
     tensors: list[Any] = [
         [level.to(wide) for level in pyramid],
         coords.to(wide),
@@ -197,7 +192,7 @@ def _empty_like(t: Tensor) -> Tensor:
 def _(pyramid, coords, radius, fmap1, impl):  # type: ignore[no-untyped-def]
     batch, _, height, width = coords.shape
     shape = (batch, len(pyramid) * (2 * radius + 1) ** 2, height, width)
-    dtype = _computed_in(pyramid[0].dtype)
+    dtype = computed_in(pyramid[0].dtype)
     return torch.empty(shape, dtype=dtype, device=coords.device, memory_format=memory_format_of(coords))
 
 
@@ -279,15 +274,16 @@ for _wanted, _run in _GRADIENTS.items():
 # The public functions.
 
 
-def _check_tensor(name: str, tensor: Tensor, axes: str, device: torch.device) -> None:
+def _check_tensor(name: str, tensor: Any, axes: str, device: torch.device, whose: str = "coords") -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
     if tensor.dim() != axes.count(",") + 1:
         raise ValueError(f"{name} must be {axes.count(',') + 1}-d {axes}, got shape {tuple(tensor.shape)}")
     if tensor.device != device:
-        raise ValueError(f"{name} must be on the device of coords ({device}), got {tensor.device}")
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
-        raise RuntimeError(f"{name} must not carry a tangent: the op has no forward-mode derivative")
+        raise ValueError(f"{name} must be on the device of {whose} ({device}), got {tensor.device}")
+    check_no_tangent(name, tensor)
 
 
 def _check(pyramid: Sequence[Tensor], coords: Tensor, radius: int, fmap1: Tensor | None) -> None:
@@ -298,6 +294,9 @@ def _check(pyramid: Sequence[Tensor], coords: Tensor, radius: int, fmap1: Tensor
         raise ValueError(f"coords must have shape (B, 2, H, W), got {tuple(coords.shape)}")
     if isinstance(pyramid, Tensor) or len(pyramid) == 0:
         raise ValueError("pyramid must be a sequence of at least one tensor, as corr_pyramid makes it")
+    axes = "(B, H, W, H_l, W_l)" if fmap1 is None else "(B, C, H_l, W_l)"
+    for number, level in enumerate(pyramid):
+        _check_tensor(f"pyramid[{number}]", level, axes, device)
     if isinstance(radius, bool) or not isinstance(radius, int):
         raise TypeError(f"radius must be an int, got {type(radius).__name__}")
     if not 0 <= radius <= MAX_RADIUS:
@@ -310,11 +309,9 @@ def _check(pyramid: Sequence[Tensor], coords: Tensor, radius: int, fmap1: Tensor
             )
         if fmap1.dtype != pyramid[0].dtype:
             raise TypeError(f"fmap1 must have the dtype of pyramid ({pyramid[0].dtype}), got {fmap1.dtype}")
-    axes = "(B, H, W, H_l, W_l)" if fmap1 is None else "(B, C, H_l, W_l)"
     leading = (batch, height, width) if fmap1 is None else fmap1.shape[:2]
     for number, level in enumerate(pyramid):
         name = f"pyramid[{number}]"
-        _check_tensor(name, level, axes, device)
         if level.dtype != pyramid[0].dtype:
             raise TypeError(f"{name} must have the dtype of pyramid[0] ({pyramid[0].dtype}), got {level.dtype}")
         if level.shape[:-2] != leading or 0 in level.shape[-2:]:
@@ -351,14 +348,15 @@ def corr_lookup(
         RuntimeError: `impl` cannot serve the call, or an argument carries a forward-mode tangent.
     """
     _check(pyramid, coords, radius, fmap1)
-    return _op(list(pyramid), coords.to(_computed_in(pyramid[0].dtype)), radius, fmap1, impl)
+    return _op(list(pyramid), coords.to(computed_in(pyramid[0].dtype)), radius, fmap1, impl)
 
 
 def _check_levels(fmap2: Tensor, levels: int) -> None:
     if isinstance(levels, bool) or not isinstance(levels, int):
         raise TypeError(f"levels must be an int, got {type(levels).__name__}")
-    if fmap2.dim() != 4 or fmap2.shape[1] == 0:
-        raise ValueError(f"fmap2 must be 4-d (B, C, H, W) with C > 0, got shape {tuple(fmap2.shape)}")
+    _check_tensor("fmap2", fmap2, "(B, C, H, W)", fmap2.device)
+    if fmap2.shape[1] == 0:
+        raise ValueError(f"fmap2 must have channels, got shape {tuple(fmap2.shape)}")
     most = min(fmap2.shape[2:]).bit_length()
     if not 1 <= levels <= most:
         raise ValueError(
@@ -382,7 +380,10 @@ def corr_pyramid(fmap1: Tensor, fmap2: Tensor, *, levels: int = 4) -> list[Tenso
         ValueError, TypeError: an argument is not as above; the message names it, what was expected and what came.
     """
     _check_levels(fmap2, levels)
-    if fmap1.dim() != 4 or fmap1.shape[:2] != fmap2.shape[:2]:
+    _check_tensor("fmap1", fmap1, "(B, C, H, W)", fmap2.device, "fmap2")
+    if fmap1.dtype != fmap2.dtype:
+        raise TypeError(f"fmap1 must have the dtype of fmap2 ({fmap2.dtype}), got {fmap1.dtype}")
+    if fmap1.shape[:2] != fmap2.shape[:2]:
         raise ValueError(f"fmap1 must have shape (B, C, H, W) for fmap2 {tuple(fmap2.shape)}, got {tuple(fmap1.shape)}")
     batch, channels, height, width = fmap1.shape
     queries = (fmap1 / channels**0.5).flatten(2).mT  # [B, H * W, C]

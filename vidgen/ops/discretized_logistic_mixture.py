@@ -37,10 +37,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from vidgen.ops.backends import TABLE, Backend, adjoint_impl, always, reference_row, triton_row
-from vidgen.ops.registration import memory_format_of, register_selection
+from vidgen.ops.registration import check_no_tangent, computed_in, memory_format_of, register_selection
 
 Mode = Literal["exact", "openai"]
 
@@ -72,10 +71,6 @@ def split_parameters(params: Tensor, channels: int) -> tuple[Tensor, list[Tensor
     return logits, means, log_scales, coefficients
 
 
-def _computed_in(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int, mode: str) -> Tensor:
     """log P of one colour. x (N, 1, H, W), the others (N, K, H, W)."""
     half, edge = 1 / (levels - 1), 1 - min(1 / (levels - 1), 0.001)
@@ -97,7 +92,7 @@ def _log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int, mode: str
 
 def reference(params: Tensor, x: Tensor, levels: int, mode: str) -> Tensor:
     """discretized_logistic_mixture in eager PyTorch; any device, any floating dtype."""
-    wide = _computed_in(params.dtype)
+    wide = computed_in(params.dtype)
     channels = x.shape[1]
     logits, means, log_scales, coefficients = split_parameters(params.to(wide), channels)
     colors = x.to(wide).split(1, dim=1)  # each [N, 1, H, W]
@@ -116,7 +111,7 @@ def reference_grad_params(grad_output: Tensor, params: Tensor, x: Tensor, levels
     def total(values: Tensor) -> Tensor:
         return (reference(values, x, levels, mode) * grad_output).sum()
 
-    gradient = torch.func.grad(total)(params.to(_computed_in(params.dtype)))
+    gradient = torch.func.grad(total)(params.to(computed_in(params.dtype)))
     return gradient.to(params.dtype).contiguous(memory_format=memory_format_of(params))
 
 
@@ -148,7 +143,7 @@ TABLE[f"{_OP}_grad_params"] = (
 
 @torch.library.register_fake("vidgen::discretized_logistic_mixture")
 def _(params, x, levels, mode, impl):  # type: ignore[no-untyped-def]
-    return params.new_empty((params.shape[0],), dtype=_computed_in(params.dtype))
+    return params.new_empty((params.shape[0],), dtype=computed_in(params.dtype))
 
 
 @torch.library.register_fake("vidgen::discretized_logistic_mixture_grad_params")
@@ -205,8 +200,7 @@ def _check(params: Tensor, x: Tensor, levels: int, mode: str) -> None:
             raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
         if tensor.dim() != 4:
             raise ValueError(f"{name} must be 4-d (N, channels, H, W), got shape {tuple(tensor.shape)}")
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise RuntimeError(f"{name} must not carry a tangent: the op has no forward-mode derivative")
+        check_no_tangent(name, tensor)
     if not 1 <= x.shape[1] <= 3:
         raise ValueError(f"x must have 1 to 3 channels, got shape {tuple(x.shape)}")
     if params.shape[0] != x.shape[0] or params.shape[2:] != x.shape[2:]:
@@ -248,4 +242,4 @@ def discretized_logistic_mixture(
         RuntimeError: `impl` cannot serve the call, or an argument carries a forward-mode tangent.
     """
     _check(params, x, levels, mode)
-    return _op(params, x.to(_computed_in(params.dtype)), levels, mode, impl)
+    return _op(params, x.to(computed_in(params.dtype)), levels, mode, impl)

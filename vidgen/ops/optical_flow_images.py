@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from vidgen.ops.backends import requested
+from vidgen.ops.registration import check_no_tangent
 
 
 def grey(images: Tensor) -> Tensor:
@@ -33,8 +33,7 @@ def check_images(prev: Tensor, next: Tensor, init: Tensor | None) -> None:
             raise ValueError(
                 f"{name} must have shape (N, 1 or 3, H, W) or (N, H, W), H and W at least 1, got {tuple(images.shape)}"
             )
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(images).tangent is not None:
-            raise RuntimeError(f"{name} must not carry a tangent: the op has no forward-mode derivative")
+        check_no_tangent(name, images)
     if next.shape != prev.shape:
         raise ValueError(f"next must have the shape of prev {tuple(prev.shape)}, got {tuple(next.shape)}")
     if next.dtype != prev.dtype:

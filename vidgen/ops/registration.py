@@ -106,10 +106,20 @@ def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} must be on the device of x ({x.device}), got {tensor.device}")
-    if forward_ad._current_level >= 0:
-        for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise RuntimeError(f"{name} must not carry a tangent: the op has no forward-mode derivative")
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            check_no_tangent(name, tensor)
+
+
+def check_no_tangent(name: str, tensor: Tensor) -> None:
+    """Refuses by a RuntimeError a tensor with a forward-mode tangent, which PyTorch would drop silently."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise RuntimeError(f"{name} must not carry a tangent: the op has no forward-mode derivative")
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic on tensors of a floating dtype: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def memory_format_of(like: Tensor) -> torch.memory_format:

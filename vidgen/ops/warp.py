@@ -21,22 +21,23 @@ are again these ops, of the one in flow second and later ones are computed throu
 is that of the piecewise bilinear surface: from the right where the position is a whole number; zero where "border"
 holds the position or it is on the image's rim.
 
-Every native backend gives the same bits on every run. On a GPU the gradient in x is added up in integers of 2^-39 of an
-image's largest gradient or finer; a gradient that is not finite makes its four pixels NaN there.
+Every native backend gives the same bits on every run. On a GPU the gradient in x is added up in integers: for an image
+of at most 2^l pixels, of 2^(l - 59) of its largest gradient or finer; a gradient that is not finite makes its four
+pixels NaN there.
 
 Source: bilinear sampling, Jaderberg et al., "Spatial Transformer Networks" (2015), section 3.3.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from vidgen.ops.backends import TABLE, Backend, adjoint_impl, always, reference_row, triton_row
-from vidgen.ops.registration import memory_format_of, register_selection
+from vidgen.ops.backends import TABLE, Backend, adjoint_impl, always, gpu_supports_dtype, reference_row, triton_row
+from vidgen.ops.registration import check_no_tangent, computed_in, memory_format_of, register_selection
 
 Padding = Literal["zeros", "border"]
 
@@ -44,10 +45,6 @@ _OP = "warp"
 
 
 # Reference: eager PyTorch.
-
-
-def _computed_in(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _along(displacement: Tensor, at: Tensor, padding: str) -> tuple[Tensor, Tensor]:
@@ -67,7 +64,7 @@ def _along(displacement: Tensor, at: Tensor, padding: str) -> tuple[Tensor, Tens
 def reference(x: Tensor, flow: Tensor, padding: str) -> Tensor:
     """warp in eager PyTorch; any device, any floating dtype."""
     n, channels, height, width = x.shape
-    wide = _computed_in(x.dtype)
+    wide = computed_in(x.dtype)
     known = flow.isfinite().all(dim=1)  # [N, H, W]
     dx, dy = torch.where(known[:, None], flow.to(wide), 0).unbind(1)
     column, fx = _along(dx, torch.arange(width, device=x.device), padding)
@@ -88,7 +85,7 @@ def reference(x: Tensor, flow: Tensor, padding: str) -> Tensor:
 
 def reference_grad_x(grad_output: Tensor, flow: Tensor, padding: str) -> Tensor:
     """The gradient of `reference` in x, of which it is a linear function. (N, C, H, W) of grad_output's dtype."""
-    wide = grad_output.to(_computed_in(grad_output.dtype))
+    wide = grad_output.to(computed_in(grad_output.dtype))
 
     def total(image: Tensor) -> Tensor:
         return (reference(image, flow, padding) * wide).sum()
@@ -99,7 +96,7 @@ def reference_grad_x(grad_output: Tensor, flow: Tensor, padding: str) -> Tensor:
 
 def reference_grad_flow(grad_output: Tensor, x: Tensor, flow: Tensor, padding: str) -> Tensor:
     """The gradient of `reference` in flow, (N, 2, H, W)."""
-    wide = _computed_in(x.dtype)
+    wide = computed_in(x.dtype)
 
     def total(displacement: Tensor) -> Tensor:
         return (reference(x.to(wide), displacement, padding) * grad_output.to(wide)).sum()
@@ -114,10 +111,16 @@ def _cpu_supports(image: Tensor, *_args: Any) -> str | None:
     return torch.ops.vidgen.warp_cpu_supports(image.dtype) or None
 
 
+def _triton_supports(image: Tensor, *_args: Any) -> str | None:
+    if image.shape[2] * image.shape[3] >= 2**31:
+        return f"counts the pixels of an image in 32 bits, got {image.shape[2]}×{image.shape[3]}"
+    return gpu_supports_dtype(image)
+
+
 for _launcher, _run in (("forward", reference), ("grad_x", reference_grad_x), ("grad_flow", reference_grad_flow)):
     TABLE[_OP if _launcher == "forward" else f"{_OP}_{_launcher}"] = (
         Backend("cpu", ("cpu",), always, _cpu_supports, run=None),
-        triton_row(_OP, _launcher),
+        replace(triton_row(_OP, _launcher), supports=_triton_supports),
         reference_row(_run),
     )
 
@@ -216,8 +219,7 @@ def _check(x: Tensor, flow: Tensor, padding: str) -> None:
     for name, tensor in (("x", x), ("flow", flow)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise RuntimeError(f"{name} must not carry a tangent: the op has no forward-mode derivative")
+        check_no_tangent(name, tensor)
     if x.dim() != 4:
         raise ValueError(f"x must be 4-d (N, C, H, W), got shape {tuple(x.shape)}")
     if flow.dim() != 4 or flow.shape != (x.shape[0], 2, *x.shape[2:]):
@@ -245,4 +247,4 @@ def warp(x: Tensor, flow: Tensor, *, padding: Padding = "zeros", impl: str | Non
         RuntimeError: `impl` cannot serve the call, or an argument carries a forward-mode tangent.
     """
     _check(x, flow, padding)
-    return _op(x, flow.to(_computed_in(x.dtype)), padding, impl)
+    return _op(x, flow.to(computed_in(x.dtype)), padding, impl)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,8 @@ class PixelCNNPP(ImageModel):
         for name, value in (("resnets", resnets), ("filters", filters), ("mixtures", mixtures)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        if likelihood not in get_args(Mode):
+            raise ValueError(f"likelihood: expected one of {', '.join(get_args(Mode))}, got {likelihood!r}")
         head = LogisticMixture(mixtures, channels, levels, likelihood)
         super().__init__(image_shape, levels, head, classes)
         self.config = {
