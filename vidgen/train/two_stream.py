@@ -28,7 +28,7 @@ DIGITS = 10
 CLASSES = DIGITS * len(MOTIONS)
 VALIDATION_CLIPS, TEST_CLIPS = 128, 1000
 #: clips to whose scores the SVM is fitted, at most
-SVM_CLIPS = 1024
+SVM_CLIPS = 512
 #: the spatial stream's updates in a step: what a digit is takes longer to learn than how it moves
 SPATIAL_UPDATES = 3
 

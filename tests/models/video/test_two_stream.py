@@ -52,6 +52,18 @@ def test_every_layer_is_the_papers(size, stride, second):
         torch.testing.assert_close(network(x), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 12, 6, 6), (1, 32, 1, 1), (0, 6, 4, 4)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_normalisation_is_torchs(shape, memory_format):
+    x = 100 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    found = CNNM(2, width=3, stride=1, input_size=(18, 18)).norm1(x)
+    expected = F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(y.sin().sum(), x)[0] for y in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
 def test_full_size_is_the_papers():
     """Figure 1: 7×7×96, 5×5×256, three of 3×3×512, 4096, 2048; 20 channels of flow in the temporal stream."""
     with torch.device("meta"):
