@@ -11,6 +11,7 @@ from vidgen.cli import main
 from vidgen.models import load_checkpoint, read_metadata
 from vidgen.train import Settings, train
 from vidgen.train.command import _options
+from vidgen.train.moving_digits import motion_clips
 from vidgen.train.two_stream import (
     SPATIAL_UPDATES,
     classes_of,
@@ -162,6 +163,14 @@ def test_by_the_command_line(tmp_path, capsys, monkeypatch):
     assert read_metadata(out / "fused.safetensors")["data"] == "moving-digits"
     names = {name for line in (out / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
     assert {"spatial/loss", "temporal/accuracy", "cross_entropy", "spatial_accuracy"} <= names
+
+
+@pytest.mark.parametrize("clips_of", [two_stream_clips, motion_clips])
+@pytest.mark.parametrize("seed", [-1, -2, 2**64])
+def test_no_seed_leads_to_the_held_out_clips(clips_of, seed):
+    """Which have seeds of their own, just below those of training."""
+    with pytest.raises(ValueError, match=rf"seed: expected 0 … 2\*\*64 - 1, got {seed}"):
+        clips_of(8, 24, 2, seed)
 
 
 def test_its_options_are_its_own():

@@ -44,6 +44,23 @@ METHODS: Mapping[str, Kind] = {
 }
 
 
+def checked_kind(method: str, preset: str | None, params: Mapping[str, Any]) -> Kind:
+    """The method of that name.
+
+    Raises:
+        ValueError: there is no such method, or it has no such preset (None is the default one).
+        TypeError: it has no parameter of one of the names in ``params``.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
+    kind = METHODS[method]
+    if preset is not None and preset not in kind.presets:
+        raise ValueError(f"preset must be one of {sorted(kind.presets)} for method {method!r}, got {preset!r}")
+    if unknown := [name for name in params if name not in kind.parameters]:
+        raise TypeError(f"parameters of method {method!r} must be among {list(kind.parameters)}, got {unknown}")
+    return kind
+
+
 def optical_flow(
     prev: Tensor,
     next: Tensor,
@@ -74,13 +91,7 @@ def optical_flow(
         ValueError, TypeError: an argument is not as above, or not as the method's function wants it.
         RuntimeError: as the method's function says.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
-    kind = METHODS[method]
-    if preset is not None and preset not in kind.presets:
-        raise ValueError(f"preset must be one of {sorted(kind.presets)} for method {method!r}, got {preset!r}")
-    if unknown := [name for name in params if name not in kind.parameters]:
-        raise TypeError(f"parameters of method {method!r} must be among {list(kind.parameters)}, got {unknown}")
+    kind = checked_kind(method, preset, params)
     return kind.function(prev, next, init=init, impl=impl, **{**kind.presets[preset or kind.default], **params})
 
 

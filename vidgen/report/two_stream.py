@@ -30,7 +30,7 @@ from vidgen.train.two_stream import (
     two_stream_task,
 )
 
-_POINTS = 10
+_POINTS = 5
 _METRICS = ("spatial_accuracy", "temporal_accuracy", "accuracy")
 
 
@@ -152,7 +152,7 @@ def _flow_error(found: Tensor, clips: MovingDigits, length: int) -> dict[str, fl
     """Mean endpoint errors over all pixels, and over those of the digit. found (N, T−1, 2, H, W)"""
     assert clips.ink is not None
     true, found, ink = clips.flow[:, :length], found[:, :length], clips.ink[:, :length]
-    error, zero = (found - true).norm(dim=2), true.norm(dim=2)
+    error, zero = (torch.hypot(*field.unbind(2)) for field in (found - true, true))
     means = {"all": error, "ink": error[ink], "zero": zero, "zero ink": zero[ink]}
     return {name: float(values.double().mean()) for name, values in means.items()}
 

@@ -10,6 +10,7 @@ from torch import nn
 from vidgen.data import MOTIONS, MovingDigits, moving_digits
 from vidgen.data.digits import Split
 from vidgen.models import C3D, SingleFrame
+from vidgen.sampling.philox import check_seed
 
 VALIDATION_CLIPS, TEST_CLIPS = 256, 1000
 
@@ -18,11 +19,16 @@ def motion_clips(frames: int, size: int, clips: int, seed: int) -> dict[Split, M
     """Clips of ``frames`` frames of size×size pixels: ``clips`` to train on, and held-out ones of unseen digits.
 
     The held-out ones are the same whatever ``seed`` is.
+
+    Raises:
+        TypeError, ValueError: ``seed`` is not an int from 0 on, or another argument is not as in
+            ``vidgen.data.moving_digits``.
     """
 
     def part(split: Split, n: int, seed: int) -> MovingDigits:
         return moving_digits(split, n=n, frames=frames, height=size, width=size, seed=seed)
 
+    check_seed(seed)
     # seeds 0 and 1 are kept for the held-out splits, so that no path of theirs is trained on
     return {
         "train": part("train", clips, seed + 2),

@@ -20,7 +20,7 @@ from vidgen.data import MOTIONS, MovingDigits, moving_digits
 from vidgen.data.digits import Split
 from vidgen.models import TwoStream, save_checkpoint
 from vidgen.models.video.flow_stacks import Stacking
-from vidgen.sampling.philox import philox4x32
+from vidgen.sampling.philox import check_seed, philox4x32
 from vidgen.train.one_model import cosine
 from vidgen.train.task import Modules, Phase, Task
 
@@ -28,7 +28,7 @@ DIGITS = 10
 CLASSES = DIGITS * len(MOTIONS)
 VALIDATION_CLIPS, TEST_CLIPS = 128, 1000
 #: clips to whose scores the SVM is fitted, at most
-SVM_CLIPS = 1024
+SVM_CLIPS = 512
 #: the spatial stream's updates in a step: what a digit is takes longer to learn than how it moves
 SPATIAL_UPDATES = 3
 
@@ -40,6 +40,10 @@ def two_stream_clips(frames: int, size: int, clips: int, seed: int) -> dict[Spli
     """Clips of size×size pixels before panning textures: ``clips`` to train on, and held-out ones of unseen digits.
 
     The held-out ones are the same whatever ``seed`` is.
+
+    Raises:
+        TypeError, ValueError: ``seed`` is not an int from 0 on, or another argument is not as in
+            ``vidgen.data.moving_digits``.
     """
 
     def part(split: Split, n: int, seed: int) -> MovingDigits:
@@ -54,6 +58,7 @@ def two_stream_clips(frames: int, size: int, clips: int, seed: int) -> dict[Spli
             seed=seed,
         )
 
+    check_seed(seed)
     # seeds 0 and 1 are kept for the held-out splits, so that no path or texture of theirs is trained on
     return {
         "train": part("train", clips, seed + 2),

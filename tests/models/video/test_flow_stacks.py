@@ -140,6 +140,16 @@ def test_half_precision_is_widened_before_anything_is_computed():
         assert torch.equal(found, flow_stack(fields.float(), at, 4, stacking=stacking))
 
 
+@pytest.mark.parametrize("stacking", ["optical_flow", "trajectory"])
+@pytest.mark.parametrize("ways", [1, 2])
+def test_stacks_of_no_clips_and_at_no_frames_are_empty(stacking, ways):
+    none, some = torch.zeros(0, ways, 7, 2, 5, 9), torch.zeros(2, ways, 7, 2, 5, 9)
+    for fields, at, shape in ((none, (0,), (0,)), (none, (0, 3), (0, 3)), (some, (2, 0), (2, 0))):
+        frames = torch.zeros(at, dtype=torch.int64)
+        assert flow_stack(fields, frames, 4, stacking=stacking).shape == (*shape, 8, 5, 9)
+    assert displacement_fields(torch.zeros(0, 1, 3, 16, 16), bidirectional=ways == 2).shape == (0, ways, 2, 2, 16, 16)
+
+
 def test_gradients_reach_the_fields():
     """Also through where a trajectory goes."""
     fields = torch.randn(1, 1, 2, 2, 3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

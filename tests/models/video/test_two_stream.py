@@ -52,6 +52,18 @@ def test_every_layer_is_the_papers(size, stride, second):
         torch.testing.assert_close(network(x), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 12, 6, 6), (1, 32, 1, 1), (0, 6, 4, 4)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_normalisation_is_torchs(shape, memory_format):
+    x = 100 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    found = CNNM(2, width=3, stride=1, input_size=(18, 18)).norm1(x)
+    expected = F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(y.sin().sum(), x)[0] for y in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
 def test_full_size_is_the_papers():
     """Figure 1: 7×7×96, 5×5×256, three of 3×3×512, 4096, 2048; 20 channels of flow in the temporal stream."""
     with torch.device("meta"):
@@ -208,7 +220,10 @@ def test_the_streams_are_found_by_fuse():
         ({"stacking": "pile"}, "stacking: expected one of optical_flow, trajectory, got 'pile'"),
         ({"fusion": "vote"}, "fusion: expected one of average, svm, got 'vote'"),
         ({"samples": 0}, "samples: expected at least 1, got 0"),
-        ({"method": "guess"}, "method: expected one of dis, tvl1, got 'guess'"),
+        ({"method": "guess"}, r"method must be one of \['dis', 'tvl1'\], got 'guess'"),
+        ({"preset": "nope"}, r"preset must be one of \['fast', 'medium', 'ultrafast'\] for method 'dis', got 'nope'"),
+        ({"preset": "two_stream"}, "preset must be one of .* for method 'dis', got 'two_stream'"),
+        ({"method": "tvl1", "preset": "medium"}, "preset must be one of .* for method 'tvl1', got 'medium'"),
         ({"bidirectional": True, "length": 3}, "length: expected a positive even number"),
     ],
 )
@@ -217,11 +232,81 @@ def test_bad_arguments_are_named(arguments, message):
         small(**arguments)
 
 
+@pytest.mark.parametrize("parameters", [{"q": 1}, {"tau": 0.25}, {"method": "dis"}, {"init": None}])
+def test_parameters_that_the_method_has_not_are_named(parameters):
+    (name,) = parameters
+    with pytest.raises(TypeError, match=rf"parameters of method 'dis' must be among .*, got \['{name}'\]"):
+        small(parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "meant"),
+    [("tvl1", None, "two_stream"), ("tvl1", "fast", "fast"), ("dis", None, "medium"), ("dis", "fast", "fast")],
+)
+def test_the_flow_is_that_of_the_preset_meant(method, preset, meant, tmp_path):
+    """Also that of the network which a checkpoint gives back."""
+    model = small(method=method, preset=preset, parameters=None)
+    again = load_checkpoint(save_checkpoint(model, tmp_path / "model.safetensors"))
+    assert again.config == model.config
+    clips = moving_digits("test", n=1, frames=5).video
+    expected = displacement_fields(clips, method=method, preset=meant)
+    for one in (model, again):
+        assert torch.equal(one.displacement_fields(clips), expected)
+
+
+@pytest.mark.parametrize("stacking", ["optical_flow", "trajectory"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_no_clips_have_no_scores(stacking, bidirectional):
+    model = small(stacking=stacking, bidirectional=bidirectional)
+    clips = torch.zeros(0, 1, 8, 32, 32, dtype=torch.uint8)
+    assert model.displacement_fields(clips).shape == (0, 1 + bidirectional, 7, 2, 32, 32)
+    assert model(clips).shape == (0, 5)
+    assert model(clips, model.displacement_fields(clips)).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": torch.tensor([0, 5, 1])}, "labels: expected classes from 0 to 4, got 0 to 5"),
+        ({"labels": torch.tensor([-1, 0, 1])}, "labels: expected classes from 0 to 4, got -1 to 1"),
+        ({"labels": torch.tensor([0.0, 1, 2])}, r"labels: expected int64 of shape \(N,\), got torch.float32 of \(3,\)"),
+        ({"labels": torch.tensor([[0, 1, 2]])}, r"labels: expected int64 of shape \(N,\), got torch.int64 of \(1, 3\)"),
+        ({"labels": torch.tensor([0, 1])}, r"spatial: expected shape \(2, 5\), got \(3, 5\)"),
+        ({"temporal": torch.full((3, 4), 0.25)}, r"temporal: expected shape \(3, 5\), got \(3, 4\)"),
+        ({"labels": torch.tensor([2, 2, 2])}, r"labels: expected at least two classes, got \[2\]"),
+    ],
+)
+def test_a_refused_fit_leaves_the_earlier_svm(wrong, message):
+    model = small()
+    given = {"spatial": torch.eye(5)[:3], "temporal": torch.eye(5)[:3], "labels": torch.tensor([0, 1, 2])}
+    model.fit_svm(**given)
+    expected = model.fuse(given["spatial"], given["temporal"], "svm")
+    with pytest.raises(ValueError, match=message):
+        model.fit_svm(**{**given, **wrong})
+    assert torch.equal(model.fuse(given["spatial"], given["temporal"], "svm"), expected)
+    assert model.fusion == "svm"
+
+
+@pytest.mark.parametrize("wrong", ["vote", "", "SVM"])
+def test_there_is_no_other_fusion(wrong):
+    with pytest.raises(ValueError, match=f"fusion: expected one of average, svm, got '{wrong}'"):
+        small().fuse(torch.full((1, 5), 0.2), torch.full((1, 5), 0.2), wrong)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 6, 2, 32, 32), (2, 1, 7, 2, 32, 32), (1, 2, 7, 2, 32, 32), (1, 1, 7, 2, 32, 31)]
+)
+def test_fields_of_other_clips_are_named(shape):
+    message = r"fields: expected shape \(1, 1, 7, 2, 32, 32\), those of the clips, got "
+    with pytest.raises(ValueError, match=message + ", ".join(map(str, shape)).join([r"\(", r"\)"])):
+        small()(torch.zeros(1, 1, 8, 32, 32), torch.zeros(shape))
+
+
 def test_bad_clips_are_named():
     model = small()
     with pytest.raises(ValueError, match=r"clips: expected shape \(N, 1, T, 32, 32\), got \(1, 1, 8, 32, 31\)"):
         model(torch.zeros(1, 1, 8, 32, 31))
-    with pytest.raises(ValueError, match="frames: expected more than the stack's length 4, got 4"):
+    with pytest.raises(ValueError, match="clips: expected more frames than the stack's length 4, got 4"):
         model(torch.zeros(1, 1, 4, 32, 32))
     with pytest.raises(ValueError, match=r"images: expected shape \(N, 1, 32, 32\), got \(1, 3, 32, 32\)"):
         model.spatial(torch.zeros(1, 3, 32, 32))

@@ -24,6 +24,7 @@ import math
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: channels of the paper's conv1
@@ -130,9 +131,22 @@ class CNNM(nn.Module):
         return cast(Tensor, self.fc8(x))
 
 
+class _Normalisation(nn.LocalResponseNorm):
+    """torch's local response normalisation with β = ¾, on CPUs several times as fast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # neighbouring channels are pooled as rows of a picture one pixel wide whose channels are the pixels of a map:
+        # they lie side by side in memory, and so are added up by whole vectors
+        squares = x.square().flatten(2).unsqueeze(2).permute(0, 3, 1, 2)  # [N, H·W, C, 1]
+        means = F.avg_pool2d(squares, (self.size, 1), 1, (self.size // 2, 0))
+        means = means.permute(0, 2, 3, 1).reshape(x.shape)
+        root = (self.k + self.alpha * means).rsqrt()
+        return x * root * root.sqrt()
+
+
 def _normalisation() -> nn.LocalResponseNorm:
     # torch divides alpha by the number of neighbours
-    return nn.LocalResponseNorm(_NEIGHBOURS, alpha=1e-4 * _NEIGHBOURS, beta=0.75, k=2.0)
+    return _Normalisation(_NEIGHBOURS, alpha=1e-4 * _NEIGHBOURS, beta=0.75, k=2.0)
 
 
 def _side(side: int, stride: int) -> int:

@@ -107,7 +107,7 @@ def flow_stack(fields: Tensor, frames: Tensor, length: int, *, stacking: Stackin
         span = f"{int(frames.min())} to {int(frames.max())}"
         raise ValueError(f"frames: expected {possible.start} to {possible.stop - 1}, got {span}")
     which = torch.arange(len(fields), device=fields.device)[:, None, None]
-    at = frames.reshape(len(fields), -1)[..., None]  # [N, S, 1]
+    at = (frames if frames.dim() == 2 else frames[:, None])[..., None]  # [N, S, 1]
     steps = torch.arange(length // ways, device=fields.device)
     # b_{τ−1} is the field between frames τ−1 and τ, then one earlier each
     chosen = [fields[which, way, at + steps if way == 0 else at - 1 - steps] for way in range(ways)]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vidgen.extras import require
 from vidgen.models.video.cnn_m import CNNM
 from vidgen.models.video.flow_stacks import Stacking, displacement_fields, flow_stack, stack_frames
-from vidgen.ops.optical_flow import METHODS, Method
+from vidgen.ops.optical_flow import Method, checked_kind
 
 Fusion = Literal["average", "svm"]
 
@@ -50,8 +50,9 @@ class TwoStream(nn.Module):
         bidirectional: half of the fields from frame τ on, half back from it.
         samples: frames at which a clip is seen, at most.
         fusion: "average", or "svm", which ``fit_svm`` fits.
-        method, preset, parameters: of the optical flow, as in ``vidgen.ops.optical_flow``. "tvl1" with "two_stream" is
-            what such networks were trained with; it is made for small motions, and in small pictures "dis" with
+        method, preset, parameters: of the optical flow, as in ``vidgen.ops.optical_flow``; a preset of None is
+            "two_stream" of "tvl1" and any other method's own default. "tvl1" with "two_stream" is what such networks
+            were trained with; it is made for small motions, and in small pictures "dis" with
             ``parameters={"patch_size": 4, "finest_scale": 0}`` finds larger ones.
 
     Attributes:
@@ -79,7 +80,7 @@ class TwoStream(nn.Module):
         samples: int = 25,
         fusion: Fusion = "average",
         method: Method = "tvl1",
-        preset: str | None = "two_stream",
+        preset: str | None = None,
         parameters: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -91,10 +92,10 @@ class TwoStream(nn.Module):
             raise ValueError(f"stacking: expected one of {', '.join(get_args(Stacking))}, got {stacking!r}")
         if samples < 1:
             raise ValueError(f"samples: expected at least 1, got {samples}")
-        if fusion not in get_args(Fusion):
-            raise ValueError(f"fusion: expected one of {', '.join(get_args(Fusion))}, got {fusion!r}")
-        if method not in METHODS:
-            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+        _check_fusion(fusion)
+        kind = checked_kind(method, preset, parameters or {})
+        if preset is None:
+            preset = "two_stream" if method == "tvl1" else kind.default
         # a clip of one frame more than a stack is the shortest
         stack_frames(length + 1, length, bidirectional=bidirectional)
 
@@ -174,7 +175,7 @@ class TwoStream(nn.Module):
         Raises:
             ValueError: as ``forward``.
         """
-        self._check(clips)
+        self._check(clips, fields)
         possible = self.possible_frames(clips.shape[2])
         count = min(self.samples, len(possible))
         at = torch.linspace(possible.start, possible.stop - 1, count, device=clips.device).round().long()
@@ -197,9 +198,12 @@ class TwoStream(nn.Module):
             (N, classes): logarithms of probabilities ("average"), or what the SVM says, the largest of which counts.
 
         Raises:
+            ValueError: there is no such fusion.
             RuntimeError: there is no SVM, as ``fit_svm`` has not been called.
         """
-        if (fusion or self.fusion) == "average":
+        fusion = self.fusion if fusion is None else fusion
+        _check_fusion(fusion)
+        if fusion == "average":
             return ((spatial + temporal) / 2).log()
         if not bool(self.svm_weight.any()):
             raise RuntimeError("fusion='svm' needs fit_svm to be called first")
@@ -211,16 +215,17 @@ class TwoStream(nn.Module):
 
         Args:
             spatial, temporal: (N, classes), from ``stream_probabilities``.
-            labels: int64 (N,). A class that does not occur will never be named.
+            labels: int64 (N,), each below ``classes``. A class that does not occur will never be named.
             C: the SVM's, what an error costs.
 
         Returns:
             self.
 
         Raises:
-            ValueError: fewer than two classes occur.
+            ValueError: an argument is not as above, or fewer than two classes occur; the network stays as it was.
             ModuleNotFoundError: scikit-learn is not installed (``pip install 'vidgen[data]'``).
         """
+        self._check_labelled(spatial, temporal, labels)
         if len(labels.unique()) < 2:
             raise ValueError(f"labels: expected at least two classes, got {labels.unique().tolist()}")
         kind = require("sklearn.svm", extra="data").LinearSVC
@@ -247,19 +252,42 @@ class TwoStream(nn.Module):
             (N, classes): logarithms of the fused probabilities, or what the SVM says.
 
         Raises:
-            ValueError: clips have another shape, or too few frames.
+            ValueError: clips or fields have another shape, or clips too few frames.
             RuntimeError: there is no SVM yet; or as ``vidgen.ops.optical_flow``.
         """
         return self.fuse(*self.stream_probabilities(clips, fields))
 
-    def _check(self, clips: Tensor) -> None:
+    def _check(self, clips: Tensor, fields: Tensor | None = None) -> None:
         height, width = self.spatial.input_size
         if clips.dim() != 5 or clips.shape[1] != self.in_channels or tuple(clips.shape[3:]) != (height, width):
             expected = f"(N, {self.in_channels}, T, {height}, {width})"
             raise ValueError(f"clips: expected shape {expected}, got {tuple(clips.shape)}")
+        frames = clips.shape[2]
+        if frames <= self.length:
+            raise ValueError(f"clips: expected more frames than the stack's length {self.length}, got {frames}")
+        ways = 2 if self.bidirectional else 1
+        if fields is not None and fields.shape != (len(clips), ways, frames - 1, 2, height, width):
+            expected = f"{(len(clips), ways, frames - 1, 2, height, width)}, those of the clips"
+            raise ValueError(f"fields: expected shape {expected}, got {tuple(fields.shape)}")
+
+    def _check_labelled(self, spatial: Tensor, temporal: Tensor, labels: Tensor) -> None:
+        if labels.dtype != torch.int64 or labels.dim() != 1:
+            raise ValueError(f"labels: expected int64 of shape (N,), got {labels.dtype} of {tuple(labels.shape)}")
+        classes = len(self.svm_bias)
+        for name, scores in (("spatial", spatial), ("temporal", temporal)):
+            if scores.shape != (len(labels), classes):
+                raise ValueError(f"{name}: expected shape {(len(labels), classes)}, got {tuple(scores.shape)}")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            span = f"{int(labels.min())} to {int(labels.max())}"
+            raise ValueError(f"labels: expected classes from 0 to {classes - 1}, got {span}")
 
     def extra_repr(self) -> str:
         return f"length={self.length}, stacking={self.stacking!r}, bidirectional={self.bidirectional}"
+
+
+def _check_fusion(fusion: str) -> None:
+    if fusion not in get_args(Fusion):
+        raise ValueError(f"fusion: expected one of {', '.join(get_args(Fusion))}, got {fusion!r}")
 
 
 def _features(spatial: Tensor, temporal: Tensor) -> Tensor:
