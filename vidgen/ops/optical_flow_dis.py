@@ -7,8 +7,8 @@ before it through its last two:
 1. Search. Patches lie every `patch_stride` pixels. A displacement w has the residual r(x) = I₁(x + w) - I₀(x) and the
    distance Σ r² - (Σ r)² / P², that of patches less their mean levels. With g = ∇I₀ (Sobel's operator), H = Σ g gᵀ -
    (Σ g)(Σ g)ᵀ / P² and b = Σ r g - (Σ r)(Σ g) / P², steps w ← w - ¼ H⁻¹ b are taken while they are longer than 0.01
-   pixels, up to the first after which the distance has not fallen, at most half of `descent_iterations` times in each
-   of two passes; a patch that has moved farther than its size goes back. It begins at the flow of the level before, or
+   pixels, up to the first after which the distance has not fallen, in two passes, of which each has half of
+   `descent_iterations` at most (of 25, 13 and 12); a patch that has moved farther than its size goes back. It begins at the flow of the level before, or
    where its neighbour to the left or above has got to if that is better; then, in a second pass from the end, where its
    neighbour to the right or below has. Neighbours above and below are looked at within stripes of 8 rows of patches;
    the last row of a stripe sees the one below as the first pass left it.
