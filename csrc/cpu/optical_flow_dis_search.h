@@ -1,9 +1,9 @@
 // The inverse search: for every patch of the first image, the displacement at which the second looks alike.
 //
 // A patch of P x P pixels of grey I0 is compared with I1 displaced by w, mean levels apart: with the residual r(x) =
-// I1(x + w) - I0(x) and its mean m, the distance is s = sum (r - m)^2. Gauss-Newton steps take the gradient g of
-// I0 in place of that of I1, less its mean over the patch, so that the 2 x 2 matrix H = sum g g' is one of the patch
-// alone and the mean of r is of no account in b:
+// I1(x + w) - I0(x) and its mean m, the distance is s = sum (r - m)^2. Gauss-Newton steps take the gradient g of I0 in
+// place of that of I1, less its mean over the patch, so that the 2 x 2 matrix H = sum g g' is one of the patch alone
+// and the mean of r is of no account in b:
 //
 //     b = sum r g,    w <- w - H^-1 b / 4
 //
@@ -12,7 +12,7 @@
 //
 // All pixels of a patch lie at the same fraction between those of I1, so that interpolation is two products along a row
 // and two across rows with constant weights, and every row of I1 is used twice. A row of a patch is one vector (two of
-// 4 floats without AVX): 8 rows cost some 10 operations each; then come four sums over lanes and the step.
+// 4 floats without AVX): 8 rows cost some 11 operations each; then come four sums over lanes and the step.
 //
 // Patches are taken in order, and one may begin at the result of its neighbour to the left or above if that is better
 // than its own start; then in the opposite order, from the right and below. Stripes of patch rows are free of each
@@ -121,7 +121,7 @@ VIDGEN_INLINE void residual_rows(const T* grey, int64_t grey_pitch, const Place<
   const Row left = Row{} + at.left, right = Row{} + at.right, upper = Row{} + at.upper, lower = Row{} + at.lower;
   const T* pixels = at.corner + begin * pitch;
   Row above = fused_row<T, P>(right, load_row<T, P>(pixels + 1), left * load_row<T, P>(pixels));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int64_t i = begin; i < end; ++i) {
     pixels += pitch;
     const Row below = fused_row<T, P>(right, load_row<T, P>(pixels + 1), left * load_row<T, P>(pixels));
@@ -161,19 +161,18 @@ struct Patch {
   Row grey[P], gx[P], gy[P];
 
   VIDGEN_INLINE Patch(const Level<T>& level, int64_t x, int64_t y) {
+    // first less one pixel's, near the mean of a smooth patch, so that the mean of the rest is exact
+    const Row near_x = Row{} + level.gx.row(y + P / 2)[x + P / 2], near_y = Row{} + level.gy.row(y + P / 2)[x + P / 2];
     for (int i = 0; i < P; ++i) {
       grey[i] = load_row<T, P>(level.prev.row(y + i) + x);
-      gx[i] = load_row<T, P>(level.gx.row(y + i) + x);
-      gy[i] = load_row<T, P>(level.gy.row(y + i) + x);
+      gx[i] = load_row<T, P>(level.gx.row(y + i) + x) - near_x;
+      gy[i] = load_row<T, P>(level.gy.row(y + i) + x) - near_y;
     }
-    // the second time, the mean of what rounding of the first has left
-    for (int time = 0; time < 2; ++time) {
-      constexpr T share = T(1) / (P * P);
-      const T mean_x = share * sum_patch<T, P>(gx), mean_y = share * sum_patch<T, P>(gy);
-      for (int i = 0; i < P; ++i) {
-        gx[i] -= mean_x;
-        gy[i] -= mean_y;
-      }
+    constexpr T share = T(1) / (P * P);
+    const T mean_x = share * sum_patch<T, P>(gx), mean_y = share * sum_patch<T, P>(gy);
+    for (int i = 0; i < P; ++i) {
+      gx[i] -= mean_x;
+      gy[i] -= mean_y;
     }
   }
 
@@ -194,21 +193,22 @@ struct Patch {
     s->inverse_yy = hxx * inverse;
   }
 
-  // Of the patch with its corner at (x, y) of I1. The squares wait for the mean of all residuals; b does not, and the
-  // next step waits for b alone.
+  // Of the patch with its corner at (x, y) of I1. Residuals are summed less those of the first row, f: with their sums
+  // s over the columns, m = sum (s + P f) / n and d = f - m, the distance is sum (r - f)^2 + sum d (2 s + P d).
   VIDGEN_INLINE Distance<T> distance(const Plane<T>& next, T x, T y) const {
-    Row residuals[P], bx{}, by{}, squares{};
+    Row first, sum{}, squares{}, bx{}, by{};
     residual_rows<T, P>(reinterpret_cast<const T*>(grey), P, Place<T>(next, x, y, P), next.pitch, 0, P,
                         [&](int64_t i, const Row& r) __attribute__((always_inline)) {
-                          residuals[i] = r;
+                          if (i == 0) first = r;
+                          const Row rest = r - first;
+                          sum += rest;
+                          squares = fused_row<T, P>(rest, rest, squares);
                           bx = fused_row<T, P>(r, gx[i], bx);
                           by = fused_row<T, P>(r, gy[i], by);
                         });
-    const T mean = sum_patch<T, P>(residuals) * (T(1) / (P * P));
-    for (int i = 0; i < P; ++i) {
-      const Row r = residuals[i] - mean;
-      squares = fused_row<T, P>(r, r, squares);
-    }
+    const T mean = sum_row<T, P>(sum + T(P) * first) * (T(1) / (P * P));
+    const Row above = first - mean;
+    squares = fused_row<T, P>(above, T(2) * sum + T(P) * above, squares);
     return {sum_row<T, P>(squares), sum_row<T, P>(bx), sum_row<T, P>(by)};
   }
 };

@@ -107,7 +107,7 @@ def optical_flow_bidirectional(
     gives the mask of next's pixels, or one of another tolerance.
 
     Args:
-        prev, next, method, preset, impl, params: of `optical_flow`; there is no `init`, which is a flow of one direction.
+        prev, next, method, preset, impl, params: of `optical_flow`; no `init`, which is of one direction.
 
     Returns:
         `BidirectionalFlow`: (forward, backward, consistent), the last for the pixels of prev.
