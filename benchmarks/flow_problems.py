@@ -2,7 +2,7 @@
 
 `photograph`: the astronaut of scikit-image, resized, and the same photograph pulled along a smooth field of some
 pixels, which grows with the picture. `motorcycle`: a real stereo pair with its measured disparity, from 7 to some 60
-pixels. `held_out`: three other photographs pulled along three other fields, of up to 2, 7 and 30 pixels; no method's
+pixels. `held_out`: three other photographs pulled along three other fields, of up to 2, 7 and 28 pixels; no method's
 constants may be chosen by what comes out on these. All come with scikit-image's wheel (`pip install 'vidgen[data]'`).
 """
 

@@ -2,7 +2,7 @@
 // fine.
 //
 // Memory, for H x W pixels of float and a finest level of 1: the images of a level and gradients (4 numbers for each of
-// its pixels), the flow and its weights (3), patches (10 for every stride^2 pixels), and the refinement (24), all of
+// its pixels), the flow and its weights (3), patches (8 for every stride^2 pixels), and the refinement (24), all of
 // HW / 4 pixels, and the coarser images. Pixels of the full size are read once, two rows at a time, as level 1 is made,
 // unless level 0 is asked for.
 //

@@ -1,14 +1,18 @@
 // The inverse search: for every patch of the first image, the displacement at which the second looks alike.
 //
 // A patch of P x P pixels of grey I0 is compared with I1 displaced by w, mean levels apart: with the residual r(x) =
-// I1(x + w) - I0(x) and n = P^2, the distance is s = sum r^2 - (sum r)^2 / n. Gauss-Newton steps take the gradient g of
-// I0 in place of that of I1, so that the 2 x 2 matrix H = sum g g' - (sum g)(sum g)' / n is one of the patch alone:
+// I1(x + w) - I0(x) and its mean m, the distance is s = sum (r - m)^2. Gauss-Newton steps take the gradient g of I0 in
+// place of that of I1, less its mean over the patch, so that the 2 x 2 matrix H = sum g g' is one of the patch alone
+// and the mean of r is of no account in b:
 //
-//     b = sum r g - (sum r)(sum g) / n,    w <- w - H^-1 b / 4
+//     b = sum r g,    w <- w - H^-1 b / 4
+//
+// The mean is taken away before anything is multiplied: of sums in which it is still contained, a smooth patch would
+// leave nothing but rounding, in which there seems to be a way down.
 //
 // All pixels of a patch lie at the same fraction between those of I1, so that interpolation is two products along a row
 // and two across rows with constant weights, and every row of I1 is used twice. A row of a patch is one vector (two of
-// 4 floats without AVX): 8 rows cost some 9 operations each; then come four sums over lanes and the step.
+// 4 floats without AVX): 8 rows cost some 11 operations each; then come four sums over lanes and the step.
 //
 // Patches are taken in order, and one may begin at the result of its neighbour to the left or above if that is better
 // than its own start; then in the opposite order, from the right and below. Stripes of patch rows are free of each
@@ -117,7 +121,7 @@ VIDGEN_INLINE void residual_rows(const T* grey, int64_t grey_pitch, const Place<
   const Row left = Row{} + at.left, right = Row{} + at.right, upper = Row{} + at.upper, lower = Row{} + at.lower;
   const T* pixels = at.corner + begin * pitch;
   Row above = fused_row<T, P>(right, load_row<T, P>(pixels + 1), left * load_row<T, P>(pixels));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int64_t i = begin; i < end; ++i) {
     pixels += pitch;
     const Row below = fused_row<T, P>(right, load_row<T, P>(pixels + 1), left * load_row<T, P>(pixels));
@@ -138,10 +142,76 @@ struct PatchState {
   T u, v;
   Distance<T> distance;
   T inverse_xx, inverse_xy, inverse_yy;  // of H; all zero where H has none
-  T sum_gx, sum_gy;
 };
 
 constexpr double kLeastDeterminant = 1e-5, kStep = 0.25, kLeastStep = 0.01, kLeastGain = 0.01;
+
+// The sum over all pixels of a patch.
+template <class T, int P>
+VIDGEN_INLINE T sum_patch(const PatchRow<T, P> (&rows)[P]) {
+  PatchRow<T, P> sum = rows[0];
+  for (int i = 1; i < P; ++i) sum += rows[i];
+  return sum_row<T, P>(sum);
+}
+
+// A patch of I0, its gradient less the mean: read from the images once a pass, and then by every displacement.
+template <class T, int P>
+struct Patch {
+  using Row = PatchRow<T, P>;
+  Row grey[P], gx[P], gy[P];
+
+  VIDGEN_INLINE Patch(const Level<T>& level, int64_t x, int64_t y) {
+    // first less one pixel's, near the mean of a smooth patch, so that the mean of the rest is exact
+    const Row near_x = Row{} + level.gx.row(y + P / 2)[x + P / 2], near_y = Row{} + level.gy.row(y + P / 2)[x + P / 2];
+    for (int i = 0; i < P; ++i) {
+      grey[i] = load_row<T, P>(level.prev.row(y + i) + x);
+      gx[i] = load_row<T, P>(level.gx.row(y + i) + x) - near_x;
+      gy[i] = load_row<T, P>(level.gy.row(y + i) + x) - near_y;
+    }
+    constexpr T share = T(1) / (P * P);
+    const T mean_x = share * sum_patch<T, P>(gx), mean_y = share * sum_patch<T, P>(gy);
+    for (int i = 0; i < P; ++i) {
+      gx[i] -= mean_x;
+      gy[i] -= mean_y;
+    }
+  }
+
+  // H^-1 into `s`.
+  VIDGEN_INLINE void invert(PatchState<T>* s) const {
+    Row xx{}, xy{}, yy{};
+    for (int i = 0; i < P; ++i) {
+      xx = fused_row<T, P>(gx[i], gx[i], xx);
+      xy = fused_row<T, P>(gx[i], gy[i], xy);
+      yy = fused_row<T, P>(gy[i], gy[i], yy);
+    }
+    const T hxx = sum_row<T, P>(xx), hxy = sum_row<T, P>(xy), hyy = sum_row<T, P>(yy);
+    const T determinant = hxx * hyy - hxy * hxy;
+    const T trace = hxx + hyy;
+    const T inverse = determinant > T(kLeastDeterminant) * (1 + trace * trace) ? 1 / determinant : T(0);
+    s->inverse_xx = hyy * inverse;
+    s->inverse_xy = -hxy * inverse;
+    s->inverse_yy = hxx * inverse;
+  }
+
+  // Of the patch with its corner at (x, y) of I1. Residuals are summed less those of the first row, f: with their sums
+  // s over the columns, m = sum (s + P f) / n and d = f - m, the distance is sum (r - f)^2 + sum d (2 s + P d).
+  VIDGEN_INLINE Distance<T> distance(const Plane<T>& next, T x, T y) const {
+    Row first, sum{}, squares{}, bx{}, by{};
+    residual_rows<T, P>(reinterpret_cast<const T*>(grey), P, Place<T>(next, x, y, P), next.pitch, 0, P,
+                        [&](int64_t i, const Row& r) __attribute__((always_inline)) {
+                          if (i == 0) first = r;
+                          const Row rest = r - first;
+                          sum += rest;
+                          squares = fused_row<T, P>(rest, rest, squares);
+                          bx = fused_row<T, P>(r, gx[i], bx);
+                          by = fused_row<T, P>(r, gy[i], by);
+                        });
+    const T mean = sum_row<T, P>(sum + T(P) * first) * (T(1) / (P * P));
+    const Row above = first - mean;
+    squares = fused_row<T, P>(above, T(2) * sum + T(P) * above, squares);
+    return {sum_row<T, P>(squares), sum_row<T, P>(bx), sum_row<T, P>(by)};
+  }
+};
 
 // The patches of a level: corners every `stride` pixels, the last flush with the edge.
 template <class T, int P>
@@ -155,53 +225,14 @@ struct Patches {
   int64_t y(int64_t row) const { return std::min(row * stride, level.prev.height - P); }
   PatchState<T>& state(int64_t row, int64_t column) const { return states[row * columns + column]; }
 
-  // Sums of the patch at (x, y).
-  VIDGEN_INLINE void prepare(int64_t x, int64_t y, PatchState<T>* s) const {
-    using Row = PatchRow<T, P>;
-    const T *px = level.gx.row(y) + x, *py = level.gy.row(y) + x;
-    Row xx{}, xy{}, yy{}, sx{}, sy{};
-    for (int i = 0; i < P; ++i) {
-      const Row gx = load_row<T, P>(px + i * level.gx.pitch), gy = load_row<T, P>(py + i * level.gy.pitch);
-      xx = fused_row<T, P>(gx, gx, xx);
-      xy = fused_row<T, P>(gx, gy, xy);
-      yy = fused_row<T, P>(gy, gy, yy);
-      sx += gx;
-      sy += gy;
-    }
-    constexpr T mean = T(1) / (P * P);
-    s->sum_gx = sum_row<T, P>(sx);
-    s->sum_gy = sum_row<T, P>(sy);
-    const T hxx = sum_row<T, P>(xx) - s->sum_gx * s->sum_gx * mean;
-    const T hxy = sum_row<T, P>(xy) - s->sum_gx * s->sum_gy * mean;
-    const T hyy = sum_row<T, P>(yy) - s->sum_gy * s->sum_gy * mean;
-    const T determinant = hxx * hyy - hxy * hxy;
-    const T trace = hxx + hyy;
-    const T inverse = determinant > T(kLeastDeterminant) * (1 + trace * trace) ? 1 / determinant : T(0);
-    s->inverse_xx = hyy * inverse;
-    s->inverse_xy = -hxy * inverse;
-    s->inverse_yy = hxx * inverse;
-  }
-
-  VIDGEN_INLINE Distance<T> distance(int64_t x, int64_t y, T u, T v, const PatchState<T>& s) const {
-    using Row = PatchRow<T, P>;
-    const int64_t pitch = level.gx.pitch;
-    const T *px = level.gx.row(y) + x, *py = level.gy.row(y) + x;
-    Row sum{}, squares{}, bx{}, by{};
-    residual_rows<T, P>(level.prev.row(y) + x, level.prev.pitch, Place<T>(level.next, T(x) + u, T(y) + v, P),
-                        level.next.pitch, 0, P, [&](int64_t i, const Row& r) __attribute__((always_inline)) {
-                          sum += r;
-                          squares = fused_row<T, P>(r, r, squares);
-                          bx = fused_row<T, P>(r, load_row<T, P>(px + i * pitch), bx);
-                          by = fused_row<T, P>(r, load_row<T, P>(py + i * pitch), by);
-                        });
-    const T total = sum_row<T, P>(sum), mean = total * (T(1) / (P * P));
-    return {sum_row<T, P>(squares) - total * mean, sum_row<T, P>(bx) - mean * s.sum_gx,
-            sum_row<T, P>(by) - mean * s.sum_gy};
+  VIDGEN_INLINE Distance<T> distance(const Patch<T, P>& patch, int64_t x, int64_t y, T u, T v) const {
+    return patch.distance(level.next, T(x) + u, T(y) + v);
   }
 
   // Begins at the neighbour's displacement if it is better.
-  VIDGEN_INLINE void consider(int64_t x, int64_t y, const PatchState<T>& neighbour, PatchState<T>* s) const {
-    const Distance<T> there = distance(x, y, neighbour.u, neighbour.v, *s);
+  VIDGEN_INLINE void consider(const Patch<T, P>& patch, int64_t x, int64_t y, const PatchState<T>& neighbour,
+                              PatchState<T>* s) const {
+    const Distance<T> there = distance(patch, x, y, neighbour.u, neighbour.v);
     if (there.squares + T(kLeastGain) < s->distance.squares) {
       s->u = neighbour.u;
       s->v = neighbour.v;
@@ -211,7 +242,7 @@ struct Patches {
 
   // Quarters of steps for as long as they are of any length, up to and with the first that does not lead down:
   // interpolation blurs between pixels, so that the distance may be greater there though the patches fit better.
-  VIDGEN_INLINE void descend(int64_t x, int64_t y, int64_t steps, PatchState<T>* s) const {
+  VIDGEN_INLINE void descend(const Patch<T, P>& patch, int64_t x, int64_t y, int64_t steps, PatchState<T>* s) const {
     const T u0 = s->u, v0 = s->v;
     const Distance<T> first = s->distance;
     for (int64_t i = 0; i < steps; ++i) {
@@ -221,7 +252,7 @@ struct Patches {
       const T before = s->distance.squares;
       s->u -= du;
       s->v -= dv;
-      s->distance = distance(x, y, s->u, s->v, *s);
+      s->distance = distance(patch, x, y, s->u, s->v);
       if (!(s->distance.squares < before)) break;
     }
     const T mu = s->u - u0, mv = s->v - v0;
@@ -240,12 +271,13 @@ struct Patches {
       for (int64_t column = 0; column < columns; ++column) {
         const int64_t px = x(column), py = y(row);
         PatchState<T>& s = state(row, column);
-        prepare(px, py, &s);
+        const Patch<T, P> patch(level, px, py);
+        patch.invert(&s);
         start(px, py, &s.u, &s.v);
-        s.distance = distance(px, py, s.u, s.v, s);
-        if (column > 0) consider(px, py, state(row, column - 1), &s);
-        if (row > begin) consider(px, py, state(row - 1, column), &s);
-        descend(px, py, (descent_iterations + 1) / 2, &s);
+        s.distance = distance(patch, px, py, s.u, s.v);
+        if (column > 0) consider(patch, px, py, state(row, column - 1), &s);
+        if (row > begin) consider(patch, px, py, state(row - 1, column), &s);
+        descend(patch, px, py, (descent_iterations + 1) / 2, &s);
       }
     }
   }
@@ -257,9 +289,10 @@ struct Patches {
       for (int64_t column = columns - 1; column >= 0; --column) {
         const int64_t px = x(column), py = y(row);
         PatchState<T>& s = state(row, column);
-        if (column < columns - 1) consider(px, py, state(row, column + 1), &s);
-        if (under != nullptr) consider(px, py, under[column], &s);
-        descend(px, py, descent_iterations / 2, &s);
+        const Patch<T, P> patch(level, px, py);
+        if (column < columns - 1) consider(patch, px, py, state(row, column + 1), &s);
+        if (under != nullptr) consider(patch, px, py, under[column], &s);
+        descend(patch, px, py, descent_iterations / 2, &s);
       }
     }
   }

@@ -85,6 +85,43 @@ def test_a_lock_that_was_taken_from_under_its_name_is_no_lock(tmp_path, monkeypa
             alone_in(tmp_path, is_file=False).__enter__()
 
 
+def test_the_name_may_vanish_while_it_is_looked_at(tmp_path, monkeypatch):
+    """Then the file is not the one that others will open, and there is a new one."""
+    path, stat = tmp_path / ".vidgen-flow.lock", os.stat
+    removed = []
+
+    def stat_late(name, *arguments, **keywords):
+        if name == path and path.parent.is_dir() and not removed:
+            removed.append(os.unlink(path))
+        return stat(name, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "stat", stat_late)
+    with alone_in(tmp_path, is_file=False):
+        assert removed
+        assert path.exists()
+
+
+def test_a_file_that_may_only_be_read_is_locked_all_the_same(tmp_path, monkeypatch):
+    """As one that another user's run has made, who is not turned out either."""
+    path, opened = tmp_path / ".vidgen-flow.lock", os.open
+
+    def refuse_writing(name, flags, *arguments):
+        if flags & (os.O_RDWR | os.O_CREAT):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(name, flags, *arguments)
+
+    def refuse(*_arguments, **_keywords):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    path.touch()
+    monkeypatch.setattr(os, "open", refuse_writing)
+    monkeypatch.setattr(os, "unlink", refuse)
+    for _ in range(2):
+        with alone_in(tmp_path, is_file=False), pytest.raises(BusyError):
+            alone_in(tmp_path, is_file=False).__enter__()
+    assert path.exists()
+
+
 def test_where_nobody_can_write_there_is_no_lock_and_no_error(tmp_path, monkeypatch):
     """A run that finds everything whole on a read-only disk has nothing to write."""
 

@@ -118,3 +118,9 @@ def test_images_that_differ_are_refused_before_they_are_joined() -> None:
         optical_flow_bidirectional(image, image.double())
     with pytest.raises(ValueError, match="next must have the shape of prev"):
         optical_flow_bidirectional(image, image[..., :7])
+
+
+def test_a_start_of_one_direction_is_refused_by_name() -> None:
+    image = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(TypeError, match="init must not be given: it is a flow of one direction"):
+        optical_flow_bidirectional(image, image, init=torch.zeros(1, 2, 8, 8))

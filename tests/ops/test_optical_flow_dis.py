@@ -128,6 +128,37 @@ def test_the_kernel_is_the_reference_in_double(
     torch.testing.assert_close(got, reference(prev, next, *args), rtol=0, atol=1e-8)
 
 
+def ramps(wave: float) -> tuple[Tensor, Tensor]:
+    """(prev, next) of a picture that rises evenly but for a slight wave, and moves by (2, 1); float32."""
+    y, x = torch.meshgrid(torch.arange(96).double(), torch.arange(128).double(), indexing="ij")
+
+    def picture(x: Tensor, y: Tensor) -> Tensor:
+        return (x + 0.7 * y) / 220 + 0.02 + wave * torch.sin(x / 9 + 0.3) * torch.cos(y / 7)
+
+    return picture(x, y).float()[None, None], picture(x - 2, y - 1).float()[None, None]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("refinement_iterations", [0, 5])
+def test_patches_without_structure_do_not_walk_along_rounding(preset: str, refinement_iterations: int) -> None:
+    """On an even ramp H vanishes, but not the products of which it is the difference."""
+    prev, next = ramps(0)
+    parameters = {**PRESETS[preset], "refinement_iterations": refinement_iterations}
+    exact = optical_flow_dis(prev.double(), next.double(), **parameters)
+    assert (optical_flow_dis(prev, next, **parameters) - exact).abs().max() < 1e-3
+    if refinement_iterations == 0:
+        assert exact.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("wave", [0.002, 0.005, 0.02])
+def test_where_structure_is_slight_float_is_near_double(preset: str, wave: float) -> None:
+    prev, next = ramps(wave)
+    exact = optical_flow_dis(prev.double(), next.double(), **PRESETS[preset])
+    got = optical_flow_dis(prev, next, **PRESETS[preset])
+    assert (got - exact).norm() < 5e-4 * exact.norm()
+
+
 def test_large_images_have_the_same_bits_on_every_thread_count(threads) -> None:
     """Several stripes of patches, and bands of the solver that meet at seams."""
     prev = texture(300, 420).float().expand(3, 1, 300, 420)

@@ -63,7 +63,7 @@ def flow(
         fps: frames per second of folders of pictures.
         batch: pairs of frames computed at once; memory grows with it.
         workers: videos at once; torch's threads are divided among them, and memory grows with them. If not given, one
-            for each processor core, at most four.
+            for each thread, at most four.
         overwrite: compute anew what is there.
         progress: show a progress bar; if not given, on a terminal, and elsewhere a line every minute.
     """

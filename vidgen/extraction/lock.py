@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# a place that nobody can write to, and a file system that has no locks
+# a place that nobody may write to, and a file system that has no locks
 _NO_LOCKS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -39,8 +39,10 @@ def alone_in(out: Path, *, is_file: bool) -> Iterator[None]:
         finally:
             if lock is not None:
                 # first the name, then the lock: whoever opens the file in between sees that it has no name any more
-                path.unlink(missing_ok=True)
-                os.close(lock)
+                try:
+                    _unlink(path)
+                finally:
+                    os.close(lock)
     except BaseException:
         with contextlib.suppress(OSError):
             for each in made:
@@ -62,16 +64,12 @@ def _lock(path: Path, out: Path) -> int | None:
     except ModuleNotFoundError:  # not on Windows
         return None
     while True:
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return None
-            raise
+        file = _open(path)
+        if file is None:
+            return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # another run may have ended, and taken the name away, since the file was opened
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file)):
+            if _is_named(file, path):
                 return file
             os.close(file)
         except OSError as error:
@@ -83,3 +81,36 @@ def _lock(path: Path, out: Path) -> int | None:
             if error.errno in _NO_LOCKS:
                 return None
             raise
+
+
+def _open(path: Path) -> int | None:
+    """The file, which is made if there is none; None where it can neither be made nor be read."""
+    # the second time in case another run has removed it between the two ways to open it
+    for _ in range(2):
+        for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):  # another user's file is locked by who can but read it
+            try:
+                return os.open(path, flags, 0o666)
+            except FileNotFoundError:
+                if flags != os.O_RDONLY:
+                    raise
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+    return None
+
+
+def _unlink(path: Path) -> None:
+    """Where it is another user's file and must stay, it is no lock once it is closed."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _is_named(file: int, path: Path) -> bool:
+    """Whether the file still has its name: another run may have ended, and taken it away, since it was opened."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False

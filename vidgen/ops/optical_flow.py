@@ -81,7 +81,7 @@ def optical_flow(
             "accurate" (None means it); "fast"; "opencv", the parameters of OpenCV's DualTVL1 on the CPU; "two_stream",
             those of OpenCV's on CUDA, with which two-stream networks were trained.
         init: (N, 2, H, W), the flow to start from, in pixels; None starts from zero.
-        impl: "cpu", "cuda" (of dis) or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
+        impl: "cpu", "cuda" or "reference" forces a backend; None takes VIDGEN_IMPL, else the best that can.
         params: the method's parameters, by the names of its own function, which documents them.
 
     Returns:
@@ -118,14 +118,17 @@ def optical_flow_bidirectional(
     gives the mask of next's pixels, or one of another tolerance.
 
     Args:
-        prev, next, method, preset, impl, params: of `optical_flow`.
+        prev, next, method, preset, impl, params: of `optical_flow`; no `init`, which is of one direction.
 
     Returns:
         `BidirectionalFlow`: (forward, backward, consistent), the last for the pixels of prev.
 
     Raises:
+        TypeError: `init` is given.
         ValueError, TypeError, RuntimeError: as `optical_flow`.
     """
+    if "init" in params:
+        raise TypeError("init must not be given: it is a flow of one direction; call optical_flow for each of the two")
     check_images(prev, next, None)
     both = torch.cat([prev, next]), torch.cat([next, prev])
     forward, backward = optical_flow(*both, method=method, preset=preset, impl=impl, **params).chunk(2)

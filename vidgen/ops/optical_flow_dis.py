@@ -7,11 +7,11 @@ before it through its last two:
 1. Search. Patches lie every `patch_stride` pixels. A displacement w has the residual r(x) = I₁(x + w) - I₀(x) and the
    distance Σ r² - (Σ r)² / P², that of patches less their mean levels. With g = ∇I₀ (Sobel's operator), H = Σ g gᵀ -
    (Σ g)(Σ g)ᵀ / P² and b = Σ r g - (Σ r)(Σ g) / P², steps w ← w - ¼ H⁻¹ b are taken while they are longer than 0.01
-   pixels, up to the first after which the distance has not fallen, at most half of `descent_iterations` times in each
-   of two passes; a patch that has moved farther than its size goes back. It begins at the flow of the level before, or
-   where its neighbour to the left or above has got to if that is better; then, in a second pass from the end, where its
-   neighbour to the right or below has. Neighbours above and below are looked at within stripes of 8 rows of patches;
-   the last row of a stripe sees the one below as the first pass left it.
+   pixels, up to the first after which the distance has not fallen, in two passes, of which each has half of
+   `descent_iterations` at most (of 25, 13 and 12); a patch that has moved farther than its size goes back. It begins at
+   the flow of the level before, or where its neighbour to the left or above has got to if that is better; then, in a
+   second pass from the end, where its neighbour to the right or below has. Neighbours above and below are looked at
+   within stripes of 8 rows of patches; the last row of a stripe sees the one below as the first pass left it.
 2. Flow of pixels: the mean of the w of the patches that cover a pixel, weighted by 1 / max(1, |r|).
 3. Refinement, if refinement_iterations > 0: of δ Ψ(grey level constancy) + γ Ψ(gradient constancy) + α Ψ(smoothness),
    Ψ(s²) = √(s² + 10⁻⁶), the constancies linearised at the mean of I₀ and the displaced I₁ and divided by the lengths of
