@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "bind/cuda_tensors.h"
+#include "bind/optical_flow_checks.h"
 #include "cuda/optical_flow_dis.h"
 
 namespace vidgen {
@@ -11,12 +12,12 @@ namespace {
 // Pairs go through the kernels together as long as their workspaces fit into this, and their planes into a grid.
 constexpr int64_t kMostWorkspace = int64_t{2} << 30, kMostTogether = 65535 / 2;
 
-cuda::DisImages images_of(const Tensor& t) {
+cuda::PixelView images_of(const Tensor& t) {
   return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
 int count(const char* name, int64_t value, int64_t most, int64_t least = 1) {
-  check(value >= least && value <= most, name, " must be from ", least, " to ", most, ", got ", value);
+  check_count(name, value, most, least);
   return static_cast<int>(value);
 }
 
@@ -29,23 +30,10 @@ Tensor flow_of(Tensor prev, Tensor next, std::optional<Tensor> init, int64_t fin
                int64_t patch_stride, int64_t descent_iterations, int64_t refinement_iterations, double alpha,
                double delta, double gamma) {
   const ScalarType dtype = prev.scalar_type();
-  const ScalarType exact = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   check(prev.is_cuda(), "prev must be a CUDA tensor");
   check(dtype == ScalarType::Byte || dtype == ScalarType::Float || dtype == ScalarType::Double,
         "the CUDA kernel reads uint8, float32 and float64 only");
-  check(prev.dim() == 4 && (prev.size(1) == 1 || prev.size(1) == 3) && prev.size(2) > 0 && prev.size(3) > 0,
-        "prev must be 4-d (N, 1 or 3, H, W) with H and W at least 1, got shape ", sizes_of(prev));
-  check(next.is_cuda() && next.get_device_index() == prev.get_device_index(), "next must be on the device of prev");
-  check(next.scalar_type() == dtype, "next must have the dtype of prev");
-  check(sizes_of(next) == sizes_of(prev), "next must have the shape of prev ", sizes_of(prev), ", got ",
-        sizes_of(next));
-  if (init) {
-    check(init->is_cuda() && init->get_device_index() == prev.get_device_index() && init->scalar_type() == exact,
-          "init must be on the device of prev, float32, or float64 for float64 images");
-    check(init->dim() == 4 && init->size(0) == prev.size(0) && init->size(1) == 2 && init->size(2) == prev.size(2) &&
-              init->size(3) == prev.size(3),
-          "init must have shape (N, 2, H, W) for images ", sizes_of(prev), ", got ", sizes_of(*init));
-  }
+  check_images(prev, next, init);
   check(patch_size == 4 || patch_size == 8 || patch_size == 16, "patch_size must be 4, 8 or 16, got ", patch_size);
 
   cuda::OpticalFlowDis p{};
@@ -54,9 +42,9 @@ Tensor flow_of(Tensor prev, Tensor next, std::optional<Tensor> init, int64_t fin
   p.height = static_cast<int>(prev.size(2));
   p.width = extent("prev's width", prev.size(3));
   p.channels = static_cast<int>(prev.size(1));
-  p.pixels = dtype == ScalarType::Byte    ? cuda::DisPixels::u8
-             : dtype == ScalarType::Float ? cuda::DisPixels::f32
-                                          : cuda::DisPixels::f64;
+  p.pixels = dtype == ScalarType::Byte    ? cuda::Pixels::u8
+             : dtype == ScalarType::Float ? cuda::Pixels::f32
+                                          : cuda::Pixels::f64;
   p.finest_scale = count("finest_scale", finest_scale, 30, 0);
   p.patch_size = static_cast<int>(patch_size);
   p.patch_stride = count("patch_stride", patch_stride, patch_size);
@@ -68,7 +56,7 @@ Tensor flow_of(Tensor prev, Tensor next, std::optional<Tensor> init, int64_t fin
 
   const torch::stable::accelerator::DeviceGuard guard(prev.get_device_index());
   const int64_t shape[] = {p.pairs, 2, p.height, p.width};
-  Tensor flow = torch::stable::empty({shape, 4}, exact, std::nullopt, prev.device());
+  Tensor flow = torch::stable::empty({shape, 4}, flow_dtype(prev), std::nullopt, prev.device());
   if (p.pairs == 0) return flow;
   const int64_t pair_bytes = static_cast<int64_t>(cuda::optical_flow_dis_workspace(p));
   const int64_t together = std::clamp<int64_t>(kMostWorkspace / pair_bytes, 1, std::min(p.pairs, kMostTogether));

@@ -103,9 +103,9 @@ struct Batch {
     const int first = levels.first();
     const Size size{p.height, p.width};
     const ReadLevel<T> read{p.prev, p.next, size, w.images[first], levels.size[first], p.channels, first == 1};
-    const auto kernel = p.pixels == DisPixels::u8    ? read_level_kernel<uint8_t, T>
-                        : p.pixels == DisPixels::f32 ? read_level_kernel<float, T>
-                                                     : read_level_kernel<double, T>;
+    const auto kernel = p.pixels == Pixels::u8    ? read_level_kernel<uint8_t, T>
+                        : p.pixels == Pixels::f32 ? read_level_kernel<float, T>
+                                                  : read_level_kernel<double, T>;
     queue.run(kernel, pixel_grid(read.to, 2 * pairs), kBlockThreads, read);
     for (int l = first + 1; l <= levels.coarsest; ++l)
       queue.run(halve_kernel<T>, pixel_grid(levels.size[l], 2 * pairs), kBlockThreads,
@@ -183,8 +183,8 @@ struct Batch {
   }
 };
 
-DisImages moved(DisImages images, int64_t pairs, size_t item) {
-  if (images.data != nullptr) images.data = static_cast<const char*>(images.data) + pairs * images.pair * item;
+PixelView moved(PixelView images, int64_t pairs, size_t item) {
+  if (images.data != nullptr) images.data = static_cast<const char*>(images.data) + pairs * images.pair_stride * item;
   return images;
 }
 
@@ -192,7 +192,7 @@ template <typename T>
 cudaError_t solve(OpticalFlowDis p, int64_t together, void* workspace, cudaStream_t stream) {
   const Levels levels = levels_of(p);
   const Workspace<T> w(p, levels, workspace, together);
-  const int64_t item = p.pixels == DisPixels::u8 ? 1 : sizeof(T), full = int64_t{2} * p.height * p.width;
+  const int64_t item = p.pixels == Pixels::u8 ? 1 : sizeof(T), full = int64_t{2} * p.height * p.width;
   Queue queue{stream};
   for (int64_t left = p.pairs; left > 0; left -= together) {
     Batch<T>{p, levels, w, static_cast<unsigned>(std::min(left, together)), queue}.solve();
@@ -208,13 +208,13 @@ cudaError_t solve(OpticalFlowDis p, int64_t together, void* workspace, cudaStrea
 
 size_t optical_flow_dis_workspace(const OpticalFlowDis& p) {
   const Levels levels = levels_of(p);
-  return p.pixels == DisPixels::f64 ? Workspace<double>(p, levels, nullptr, 1).bytes
-                                    : Workspace<float>(p, levels, nullptr, 1).bytes;
+  return p.pixels == Pixels::f64 ? Workspace<double>(p, levels, nullptr, 1).bytes
+                                 : Workspace<float>(p, levels, nullptr, 1).bytes;
 }
 
 cudaError_t optical_flow_dis(const OpticalFlowDis& p, int64_t together, void* workspace, cudaStream_t stream) {
-  return p.pixels == DisPixels::f64 ? solve<double>(p, together, workspace, stream)
-                                    : solve<float>(p, together, workspace, stream);
+  return p.pixels == Pixels::f64 ? solve<double>(p, together, workspace, stream)
+                                 : solve<float>(p, together, workspace, stream);
 }
 
 }  // namespace vidgen::cuda

@@ -2,31 +2,23 @@
 // The mathematics is in vidgen/ops/optical_flow_dis.py.
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include "cuda/optical_flow_planes.h"
 
 #include <cstddef>
 #include <cstdint>
 
 namespace vidgen::cuda {
 
-enum class DisPixels : int { u8, f32, f64 };
-
 // An axis of a grid has 65535 blocks, of 8 rows.
 inline constexpr int kMostRows = 65535 * 8;
 
-// (N, C, H, W) by its strides.
-struct DisImages {
-  const void* data;
-  int64_t pair, channel, row, column;
-};
-
 struct OpticalFlowDis {
-  DisImages prev, next;
-  DisImages init;  // (N, 2, H, W) of the arithmetic's type; data is null for a start from zero
+  PixelView prev, next;
+  PixelView init;  // (N, 2, H, W) of the arithmetic's type; data is null for a start from zero
   void* flow;      // (N, 2, H, W), dense
   int64_t pairs;
   int height, width, channels;  // 1 or 3 channels
-  DisPixels pixels;             // f64 makes all arithmetic and the flow double, else they are float
+  Pixels pixels;                // f64 makes all arithmetic and the flow double, else they are float
   int finest_scale;
   int patch_size;  // 4, 8 or 16
   int patch_stride, descent_iterations, refinement_iterations;

@@ -12,7 +12,7 @@ namespace {
 
 template <typename T>
 struct ReadLevel {
-  DisImages prev, next;
+  PixelView prev, next;
   Size size;  // of the images
   T* planes;  // [pairs, 2, to.height, to.width]
   Size to;
@@ -21,11 +21,11 @@ struct ReadLevel {
 };
 
 template <typename Source, typename T>
-__device__ inline T grey_level(const Source* image, const DisImages& by, Size size, int channels, int x, int y) {
-  const Source* const pixel = image + edged(y, size.height) * by.row + edged(x, size.width) * by.column;
+__device__ inline T grey_level(const Source* image, const PixelView& by, Size size, int channels, int x, int y) {
+  const Source* const pixel = image + edged(y, size.height) * by.row_stride + edged(x, size.width) * by.column_stride;
   constexpr T scale = sizeof(Source) == 1 ? T(1) : T(255);
   if (channels == 1) return static_cast<T>(pixel[0]) * scale;
-  const T red = pixel[0], green = pixel[by.channel], blue = pixel[2 * by.channel];
+  const T red = pixel[0], green = pixel[by.channel_stride], blue = pixel[2 * by.channel_stride];
   return (T(0.299) * red + T(0.587) * green + T(0.114) * blue) * scale;
 }
 
@@ -35,8 +35,8 @@ template <typename Source, typename T>
 __global__ void __launch_bounds__(kBlockThreads) read_level_kernel(const ReadLevel<T> a) {
   const Pixel at;
   if (!at.inside(a.to)) return;
-  const DisImages by = blockIdx.z % 2 == 0 ? a.prev : a.next;
-  const Source* const image = static_cast<const Source*>(by.data) + blockIdx.z / 2 * by.pair;
+  const PixelView by = blockIdx.z % 2 == 0 ? a.prev : a.next;
+  const Source* const image = static_cast<const Source*>(by.data) + blockIdx.z / 2 * by.pair_stride;
   const auto level = [&](int x, int y) { return grey_level<Source, T>(image, by, a.size, a.channels, x, y); };
   T value;
   if (a.halves) {
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kBlockThreads) halve_kernel(const Halve<T> a) 
 
 template <typename T>
 struct CoarseStart {
-  DisImages init;
+  PixelView init;
   Size size;  // of the images
   T* flow;    // [pairs, 2, to.height, to.width]
   Size to;
@@ -87,12 +87,13 @@ __global__ void __launch_bounds__(kBlockThreads) coarse_start_kernel(const Coars
   const int64_t component = index / a.to.pixels(), pixel = index % a.to.pixels();
   const int64_t side = int64_t{1} << a.level;
   const int64_t left = pixel % a.to.width * side, top = pixel / a.to.width * side;
-  const T* const init = static_cast<const T*>(a.init.data) + blockIdx.z * a.init.pair + component * a.init.channel;
+  const T* const init =
+      static_cast<const T*>(a.init.data) + blockIdx.z * a.init.pair_stride + component * a.init.channel_stride;
   T sum[1] = {0};
   for (int64_t i = lane; i < side * side; i += kWarp) {
     const int64_t x = left + i % side, y = top + i / side;
-    sum[0] += init[(y < a.size.height ? y : a.size.height - 1) * a.init.row +
-                   (x < a.size.width ? x : a.size.width - 1) * a.init.column];
+    sum[0] += init[(y < a.size.height ? y : a.size.height - 1) * a.init.row_stride +
+                   (x < a.size.width ? x : a.size.width - 1) * a.init.column_stride];
   }
   sum_over_lanes<kWarp>(sum);
   const T count = static_cast<T>(side);

@@ -9,7 +9,7 @@
 #define KERNEL_SOURCE "cuda/optical_flow_dis.cu"
 #include "emulation_warps.h"
 
-static vidgen::cuda::DisImages view(const std::vector<char>& values, int64_t channels, int64_t height, int64_t width,
+static vidgen::cuda::PixelView view(const std::vector<char>& values, int64_t channels, int64_t height, int64_t width,
                                     bool channels_last) {
   const int64_t pair = channels * height * width;
   if (channels_last) return {values.data(), pair, 1, width * channels, channels};
@@ -37,7 +37,7 @@ int main(int argc, char** argv) {
   p.height = h;
   p.width = w;
   p.channels = c;
-  p.pixels = static_cast<vidgen::cuda::DisPixels>(pixels);
+  p.pixels = static_cast<vidgen::cuda::Pixels>(pixels);
   p.finest_scale = finest;
   p.patch_size = patch;
   p.patch_stride = stride;
