@@ -166,6 +166,7 @@ def _case(problem: Problem, kind: str, device: str, full: bool) -> Case:
         contenders.insert(3, baseline("torch.compile", "float32", nchw, build, work, compiled=True, **wide))
     return Case(
         op=OP,
+        weighed=grad,  # the output alone, but for the gradients
         name=f"{kind}-{problem.name}",
         title=f"{problem.title}, {kind}",
         kind=kind,
