@@ -234,7 +234,8 @@ def test_killed_and_run_again_is_as_if_never_killed(two, tmp_path, format):
 def test_ctrl_c_leaves_no_mess_and_says_how_to_go_on(two, tmp_path):
     out = tmp_path / "out"
     program = subprocess.Popen(
-        [*FLOW, two, out, "--format", "safetensors", "--batch", "1", "--preset", "fast"],
+        # one worker: the second clip waits while the first is under way
+        [*FLOW, two, out, "--format", "safetensors", "--batch", "1", "--preset", "fast", "--workers", "1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for(lambda: under_way(out, "safetensors"), program)
