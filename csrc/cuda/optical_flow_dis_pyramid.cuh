@@ -6,6 +6,7 @@
 
 #include "cuda/optical_flow_dis.h"
 #include "cuda/optical_flow_dis_level.cuh"
+#include "cuda/optical_flow_grey.cuh"
 
 namespace vidgen::cuda {
 namespace {
@@ -23,10 +24,7 @@ struct ReadLevel {
 template <typename Source, typename T>
 __device__ inline T grey_level(const Source* image, const PixelView& by, Size size, int channels, int x, int y) {
   const Source* const pixel = image + edged(y, size.height) * by.row_stride + edged(x, size.width) * by.column_stride;
-  constexpr T scale = sizeof(Source) == 1 ? T(1) : T(255);
-  if (channels == 1) return static_cast<T>(pixel[0]) * scale;
-  const T red = pixel[0], green = pixel[by.channel_stride], blue = pixel[2 * by.channel_stride];
-  return (T(0.299) * red + T(0.587) * green + T(0.114) * blue) * scale;
+  return grey_of<Source, T>(pixel, by.channel_stride, channels);
 }
 
 // The first level that is needed, 0 or 1, of both images; the grid's last axis is twice the pairs, as in all that

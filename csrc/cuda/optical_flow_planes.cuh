@@ -1,5 +1,5 @@
-// What methods of optical flow share on the device: planes of numbers, grey levels from pixels of any layout, and
-// resizing with the triangle filter.
+// What the kernels of TV-L1 share: planes of numbers, grey levels from pixels of any layout, and resizing with the
+// triangle filter.
 //
 // A plane's rows start on a sector of memory, 8 numbers. Where a thread has a pixel, a block has a tile of 32 x 8
 // pixels of one pair, a warp a row of it, and blocks count the tiles of one pair after those of another.
@@ -10,6 +10,7 @@
 // overlaps.
 #pragma once
 
+#include "cuda/optical_flow_grey.cuh"
 #include "cuda/optical_flow_planes.h"
 
 #include <cuda_runtime.h>
@@ -52,14 +53,11 @@ __device__ inline Place place_in(const Level& level) {
   return {blockIdx.x / across / down, y, x, y < level.height && x < level.width, y == 0 && x == 0};
 }
 
-// Of 0 to 255, from 1 or 3 channels of S; floating-point pixels are in [0, 1].
 template <typename S, typename T>
 __device__ inline T grey_at(const PixelView& image, int channels, int64_t pair, int y, int x) {
   const S* const pixel =
       static_cast<const S*>(image.data) + pair * image.pair_stride + y * image.row_stride + x * image.column_stride;
-  const auto level = [&](int channel) { return static_cast<T>(pixel[channel * image.channel_stride]); };
-  const T grey = channels == 1 ? level(0) : T(0.299) * level(0) + T(0.587) * level(1) + T(0.114) * level(2);
-  return sizeof(S) == 1 ? grey : grey * T(255);
+  return grey_of<S, T>(pixel, image.channel_stride, channels);
 }
 
 // The inputs with which one output is made: `count` from `first` on, the first `offset` from the centre.
