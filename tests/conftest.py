@@ -29,6 +29,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", [pytest.param(d, marks=marks[d]) for d in devices])
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test sees the same random numbers alone, among others and on every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def poisoned():
     """torch.empty gives NaNs, so that an output element that nobody writes is seen."""
