@@ -7,7 +7,8 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from vidgen.files import write_atomically
 from vidgen.report import page
 
 _CACHE = ".cache"
+# by module: what is told while it runs
+_DEMONSTRATIONS = {
+    "pixelcnn_digits": "a PixelCNN learns digits and draws new ones",
+    "class_digits": "Gated PixelCNN and PixelCNN++ draw the digits they are asked for",
+    "moving_digits": "a C3D learns to tell how digits move",
+    "two_stream": "a two-stream network learns to tell digits and how they move",
+}
 
 
 def report(
@@ -62,27 +70,23 @@ def report(
         raise ValueError(f"threads must be at least 1, got {threads}")
     try:
         with suite.using_threads(cores):
-            _say("1/6  demonstration: a PixelCNN learns digits and draws new ones")
-            demo = _remembered(output, "demo", [seed, cores], fresh, lambda: _demo("pixelcnn_digits", output, seed))
-            _say("2/6  demonstration: Gated PixelCNN and PixelCNN++ draw the digits they are asked for")
-            classes = _remembered(output, "classes", [seed, cores], fresh, lambda: _demo("class_digits", output, seed))
-            _say("3/6  demonstration: a C3D learns to tell how digits move")
-            motion = _remembered(output, "motion", [seed, cores], fresh, lambda: _demo("moving_digits", output, seed))
-            _say("4/6  demonstration: a two-stream network learns to tell digits and how they move")
-            streams = _remembered(output, "streams", [seed, cores], fresh, lambda: _demo("two_stream", output, seed))
-            _say("5/6  benchmarks")
-            bench = suite.run(
-                full=full,
-                threads=cores,
-                cache=output / _CACHE,
-                fresh=fresh,
-                progress=bench_command.print_progress,
+            demo, classes, motion, streams = (
+                _demonstrated(number, name, output, seed, cores, fresh)
+                for number, name in enumerate(_DEMONSTRATIONS, start=1)
             )
+            with _step(5, "benchmarks"):
+                bench = suite.run(
+                    full=full,
+                    threads=cores,
+                    cache=output / _CACHE,
+                    fresh=fresh,
+                    progress=bench_command.print_progress,
+                )
     except KeyboardInterrupt:
         _say(f"Interrupted. The page in {output} is as it was; the same command goes on with what is missing.")
         return 130
-    _say("6/6  page")
-    write(output, bench, demo, motion, classes, streams, gpu=_gpu_results(gpu_results))
+    with _step(6, "page"):
+        write(output, bench, demo, motion, classes, streams, gpu=_gpu_results(gpu_results))
     failed = list(bench_results.failures(bench))
     failed += [f"demonstration: {result}" for result in (demo, classes, motion, streams) if isinstance(result, str)]
     for sentence in failed:
@@ -123,28 +127,32 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _demo(name: str, output: Path, seed: int) -> dict[str, Any]:
-    """What the ``run`` of a demonstration's module in this folder returns, as JSON has it."""
-    result = importlib.import_module(f"vidgen.report.{name}").run(output, seed=seed)
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in result.items()}
+@contextmanager
+def _step(number: int, told: str) -> Iterator[None]:
+    began = time.monotonic()
+    _say(f"{number}/6  {told}")
+    yield
+    _say(f"     {time.monotonic() - began:.0f} s")
 
 
-def _remembered(
-    output: Path, step: str, settings: list[Any], fresh: bool, make: Callable[[], dict[str, Any]]
-) -> dict[str, Any] | str:
-    """The step's result from an earlier run of the same code here, else made now; a failure is its sentence."""
-    facts = [step, settings, machine.describe("cpu", torch.get_num_threads()), suite.code_hash(("benchmarks",))]
-    path = output / _CACHE / f"{step}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
-    if not fresh and path.is_file():
-        return json.loads(path.read_text())
-    try:
-        result = make()
-    except Exception as error:  # the page shows what failed, beside what did not
-        reason = str(error).strip().partition("\n")[0]
-        return f"{type(error).__name__}: {reason}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(result).encode())
-    return result
+def _demonstrated(number: int, name: str, output: Path, seed: int, cores: int, fresh: bool) -> dict[str, Any] | str:
+    """What a demonstration returned, here or in an earlier run of the same code, as JSON has it; or why it failed."""
+    facts = [name, seed, cores, machine.describe("cpu", torch.get_num_threads()), suite.code_hash(("benchmarks",))]
+    path = output / _CACHE / f"{name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    with _step(number, f"demonstration: {_DEMONSTRATIONS[name]}"):
+        if not fresh and path.is_file():
+            return json.loads(path.read_text())
+        try:
+            result = importlib.import_module(f"vidgen.report.{name}").run(output, seed=seed)
+        except Exception as error:  # the page shows what failed, beside what did not
+            reason = str(error).strip().partition("\n")[0]
+            return f"{type(error).__name__}: {reason}"
+        plain = json.dumps(
+            {key: value.tolist() if hasattr(value, "tolist") else value for key, value in result.items()}
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, plain.encode())
+        return json.loads(plain)
 
 
 def _gpu_results(folder: Path | None) -> list[dict[str, Any]]:
