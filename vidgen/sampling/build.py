@@ -78,7 +78,8 @@ class _Layout:
 
     def buffer(self, index: int) -> Buffer:
         node = self._nodes[index]
-        height, width = node.size
+        # of a map without positions there is one, which nobody writes
+        height, width = (max(size, 1) for size in node.size)
         left, right = 0, 0
         for task, read in self._readers.get(index, []):
             columns = self._lines(task, read, axis=1)[1]

@@ -101,7 +101,8 @@ class Schedule:
         self._last: list[Moment] = []
         tasks: list[Task] = []
         for index, node in enumerate(graph.nodes):
-            made = _tasks(index, node)
+            # a map without positions (all that was cut off a map of one line, say) is what its readers find: zeros
+            made = _tasks(index, node) if all(node.size) else []
             for task in made:
                 task.last = max((self._depends(task, read) for read in task.reads), default=NEVER)
             own = (0, 0, node.step) if isinstance(node, InputNode) else NEVER
