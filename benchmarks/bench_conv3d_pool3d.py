@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vidgen.ops import conv3d_pool3d, conv3d_pool3d_pack
 
 from .contenders import baseline, forward_run, frozen, in_bfloat16, own, torch_dtype, with_tf32
-from .conv3d_problems import CUDA, FULL, QUICK, RESIDUAL, SMALL_C3D, Layer, Problem, Size, trunk
+from .conv3d_problems import C3D_LAYERS, CUDA, FULL, QUICK, RESIDUAL, SMALL_C3D, Layer, Problem, Size
 from .harness import Case, Contender, Outputs, Run
 from .peers import openvino_peer, ort
 
@@ -303,8 +303,7 @@ def _cpu_case(problem: Problem, full: bool) -> Case:
         baseline("eager channels_last_3d", "float32", ndhwc, eager, direct),
         baseline("torch.compile", "float32", ndhwc, compiled, direct, compiled=True),
     ]
-    # tuning takes long; in the quick set only where its answer matters most
-    if full or problem == trunk(1):
+    if full:  # tuning takes long, and gains little
         contenders.append(baseline("torch.compile, tuned", "float32", ndhwc, tuned, direct, compiled=True))
     contenders += [
         own("vidgen NDHWC", "float32", ndhwc, packed, planned, "eager channels_last_3d"),
@@ -326,7 +325,9 @@ def _cpu_case(problem: Problem, full: bool) -> Case:
         else:
             inputs, build = partial(_peer_inputs, peer, problem, dtype), partial(_build_peer, peer, dtype)
             contenders.append(baseline(name, dtype, inputs, build, work, peer=peer.DISTRIBUTION))
-    return _case(problem, "forward", "cpu", contenders, left_out=left_out)
+    # the quick set weighs the trunk and not each of its layers
+    weighed = full or problem not in C3D_LAYERS
+    return _case(problem, "forward", "cpu", contenders, left_out=left_out, weighed=weighed)
 
 
 def _cpu_backward_case(problem: Problem, *, wrt_x: bool) -> Case:
@@ -391,6 +392,7 @@ def _case(
     wrt: Sequence[str] = (),
     suffix: str = "",
     left_out: Mapping[str, str] | None = None,
+    weighed: bool = True,
 ) -> Case:
     return Case(
         op=OP,
@@ -402,4 +404,5 @@ def _case(
         contenders=contenders,
         truth=partial(_truth, problem, wrt),
         left_out=left_out or {},
+        weighed=weighed,
     )

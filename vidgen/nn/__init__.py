@@ -1,6 +1,7 @@
 """Drop-in layers: those over vidgen's ops, and those that causal networks of shifted convolutions consist of."""
 
 from vidgen.nn.conv_pool3d import ConvPool3d as ConvPool3d
+from vidgen.nn.dropout import Dropout as Dropout
 from vidgen.nn.gated_resnet import GatedResnet as GatedResnet
 from vidgen.nn.gated_resnet import concat_elu as concat_elu
 from vidgen.nn.masked_conv2d import MaskedConv2d as MaskedConv2d

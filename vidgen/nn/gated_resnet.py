@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidgen.nn.dropout import Dropout
 from vidgen.nn.shifted_conv2d import Mode, ShiftedConv2d
 from vidgen.nn.weight_norm import weight_norm
 
@@ -67,7 +68,7 @@ class GatedResnet(nn.Module):
         self.conv = weight_norm(ShiftedConv2d(2 * channels, channels, kernel_size, mode=mode))
         self.aux = weight_norm(nn.Conv2d(2 * aux_channels, channels, 1)) if aux_channels else None
         # nn.Dropout2d, of which some ports make use here, drops whole channels and learns something else
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gate = weight_norm(ShiftedConv2d(2 * channels, 2 * channels, kernel_size, mode=mode), scale=_GATE_SCALE)
         self.label = nn.Embedding(classes, 2 * channels) if classes else None
         if self.label is not None:

@@ -36,7 +36,7 @@ class Plan:
     pp_filters: int = 24
     pp_mixtures: int = 5
     dropout: float = 0.5
-    steps: int = 600
+    steps: int = 400
     batch_size: int = 64
     learning_rate: float = 3e-3
     ema: float = 0.99

@@ -30,7 +30,7 @@ class Plan:
     hidden: int = 64
     blocks: int = 6
     dropout: float = 0.5
-    steps: int = 1000
+    steps: int = 800
     batch_size: int = 64
     learning_rate: float = 2e-3
     ema: float = 0.99
@@ -102,7 +102,7 @@ def run(
         "bits_per_dim": {
             "pixelcnn": bits,
             "histogram": histogram_bits(*arrays, DIGITS_LEVELS),
-            "logistic_regression": logistic_regression_bits(*arrays, DIGITS_LEVELS, iterations=5 if quick else 100),
+            "logistic_regression": logistic_regression_bits(*arrays, DIGITS_LEVELS, iterations=5 if quick else 60),
         },
         "samples": samples.numpy(),
         "real": test_images[:64].numpy(),

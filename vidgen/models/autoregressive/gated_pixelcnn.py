@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from vidgen.models.autoregressive.image_model import SoftmaxImageModel
-from vidgen.nn import MaskedConv2d, ShiftedConv2d, down_shift
+from vidgen.nn import Dropout, MaskedConv2d, ShiftedConv2d, down_shift
 
 _FIRST_KERNEL = 7
 
@@ -60,7 +60,7 @@ class _GatedLayer(nn.Module):
         self.skip = MaskedConv2d(hidden, hidden, 1, mask="B", colors=colors)
         self.vertical_label = nn.Embedding(classes, 2 * hidden) if classes else None
         self.horizontal_label = nn.Embedding(classes, 2 * hidden) if classes else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for table in (self.vertical_label, self.horizontal_label):
             if table is not None:
                 # N(0, 1), torch's own choice, would saturate the gates before anything is learnt

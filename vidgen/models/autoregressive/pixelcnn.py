@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vidgen.models.autoregressive.image_model import SoftmaxImageModel
-from vidgen.nn import MaskedConv2d
+from vidgen.nn import Dropout, MaskedConv2d
 
 
 class _ResidualBlock(nn.Module):
@@ -34,7 +34,7 @@ class _ResidualBlock(nn.Module):
         self.reduce = MaskedConv2d(2 * hidden, hidden, 1, mask="B", colors=colors)
         self.conv = MaskedConv2d(hidden, hidden, 3, mask="B", colors=colors)
         self.expand = MaskedConv2d(hidden, 2 * hidden, 1, mask="B", colors=colors)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.reduce(torch.relu(x))
