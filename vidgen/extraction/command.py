@@ -45,6 +45,7 @@ def flow(
     status: 0, 1 if anything failed, 2 for a wrong call, 130 after Ctrl-C.
 
     Example: vidgen flow videos flows --preset fast
+
     Example: vidgen flow clip.mp4 clip-flow.mp4
 
     Args:

@@ -30,8 +30,8 @@ class Plan:
     hidden: int = 64
     blocks: int = 6
     dropout: float = 0.5
-    steps: int = 800
-    batch_size: int = 64
+    steps: int = 1000
+    batch_size: int = 32
     learning_rate: float = 2e-3
     ema: float = 0.99
     judge_epochs: int = 20

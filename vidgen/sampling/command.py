@@ -34,7 +34,9 @@ def sample(
     Image number i of a seed is the same image however many are drawn, and however they are batched.
 
     Example: vidgen sample runs/pixelcnn-digits/best.safetensors -n 64 --out grid.png
+
     Example: vidgen sample runs/gated-pixelcnn-digits --labels 3 -n 16
+
     Example: vidgen sample runs/pixelcnn-digits --complete seven.png --rows 4
 
     Args:
