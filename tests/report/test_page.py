@@ -210,6 +210,9 @@ def test_every_op_has_charts_of_its_own() -> None:
         "masked_conv2d, forward pass",
         "masked_conv2d, forward and backward pass",
     ]
+    # where nobody is measured beside ours there is no ratio, and no empty bar for it
+    alone = bench["rows"][0] | {"contenders": [e for e in bench["rows"][0]["contenders"] if e["ours"]]}
+    assert "another_op, forward pass" not in str(page.speed(bench | {"rows": [alone | {"op": "another_op"}]})["charts"])
     # the tile says whose ratio it shows
     assert f"masked_conv2d, {bench['rows'][0]['title']}, fp32" in text_of(render(bench=bench))
 

@@ -148,8 +148,8 @@ def _summary(lines: Sequence[Figures]) -> str:
 
 def _bars(row: Mapping[str, Any], peaks: dict[str, float]) -> list[tuple[str, float | None, str, bool]]:
     one = _first_ours(bench_results.figures(dict(row), peaks))
-    if one is None:
-        return []
+    if one is None or all(entry["ours"] for entry in row["contenders"]):
+        return []  # nothing to compare with, on purpose
     label = row["title"].removesuffix(f", {row['kind']}")
     text = "FAILED" if one.failure else bench_results.format_ratio(one.ratio, one.overhead_us)
     return [(label, one.ratio, text, (one.ratio or 0.0) >= 1.0)]
