@@ -284,7 +284,7 @@ def choose(
 ) -> tuple[Executor, Any]:
     """(the executor for a model, what it has prepared).
 
-    Naive drawing in place of a faster way is one warning per model and reason.
+    Drawing naively, or without what no GPU has tested yet, is one warning per model and reason.
 
     Raises:
         ValueError: ``impl`` names none, or one that cannot draw from the model.
@@ -302,10 +302,11 @@ def choose(
         except UnsupportedError as reason:
             why = str(reason)
             continue
-        if impl is None and executor.gated and gate("sampling", executor.name, _device(model)) is not None:
+        if impl is None and executor.gated and (reason_not := gate("sampling", executor.name, _device(model))):
+            _warn(model, f"without the executor {executor.name!r}: {reason_not}")
             continue
         if impl is None and executor.name == "naive" and why:
-            _warn(model, why)
+            _warn(model, f"naively, a full forward pass for every step: {why}")
         return executor, prepared
     kept = "" if weight_dtype is None else f" with weights in {weight_dtype}"
     raise ValueError(f"impl: {impl!r} cannot draw from {type(model).__name__}{kept}: {why}")
@@ -315,8 +316,8 @@ def _device(model: Any) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def _warn(model: Any, why: str) -> None:
-    key = (type(model).__name__, why)
+def _warn(model: Any, how: str) -> None:
+    key = (type(model).__name__, how)
     if key not in _warned:
         _warned.add(key)
-        warnings.warn(f"{key[0]} is drawn from naively, a full forward pass for every step: {why}", stacklevel=4)
+        warnings.warn(f"{key[0]} is drawn from {how}", stacklevel=4)

@@ -70,6 +70,37 @@ class Compiled:
         self.codes = [Code(self.moments, kind, self.table, self.kept, weights) for kind in self.moments.kinds]
 
 
+Step = Callable[[], None]
+
+
+def capture_for(device: torch.device) -> Callable[[Step], Step]:
+    """What makes of a step its replay: CUDA graphs, which share their memory; elsewhere the step itself."""
+    if device.type != "cuda":
+        return lambda step: step
+    # replays run one after the other and leave nothing behind but in static tensors
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(step: Step) -> Step:
+        # once before, so that libraries have made what they keep
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            step()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # other threads may use the device meanwhile
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                step()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"impl='graph': a step could not be captured as a CUDA graph, impl='eager' draws without: {error}"
+            ) from error
+        return graph.replay
+
+    return capture
+
+
 class Session:
     """The steps of a program for a batch of one size, and on a GPU their graphs.
 
@@ -96,47 +127,29 @@ class Session:
             for code in compiled.codes
         ]
         self._kind_of = moments.kind_of.tolist()
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._replays: dict[RowKind | int, Callable[[], None]] = {}
+        self._capture = capture_for(device)
+        self._replays: dict[RowKind | int, Step] = {}
         self._done = torch.cuda.Event() if device.type == "cuda" else None
         self._clock = (-1, -1)  # where the counters of moments and rows stand
         self._known: list[bool] = []
 
     # Steps.
 
-    def step(self, kind: RowKind | int) -> Callable[[], None]:
-        """The step of a kind of moment, by its number, or of a kind of row, to be called without a graph."""
+    def step(self, kind: RowKind | int) -> Step:
+        """The step of a kind of moment, by its number, or of a kind of row: what runs where there are no graphs."""
         if isinstance(kind, RowKind):
             return RowStep(kind, self.memory, self.compiled.kept, self.compiled.first_row)
         step = self._pixels[kind]
         assert step is not None
         return step
 
-    def _step(self, kind: RowKind | int) -> Callable[[], None]:
-        """A step, on a GPU captured when it is first asked for."""
+    def _replay(self, kind: RowKind | int) -> Step:
+        """A kind's step, captured when it is first asked for."""
         if kind not in self._replays:
-            step = self.step(kind)
-            self._replays[kind] = step if self._pool is None else self._captured(step)
-        return self._replays[kind]
-
-    def _captured(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A step as a graph. It is run once before, so that libraries have made what they keep."""
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+            # a step is run to be captured: on whatever the memory holds, but with counters within the tables
             self._set_counters(0, 0)
-            step()
-        here.wait_stream(aside)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                step()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"impl='graph': a step could not be captured; impl='eager' draws without: {error}"
-            ) from error
-        return graph.replay
+            self._replays[kind] = self._capture(self.step(kind))
+        return self._replays[kind]
 
     def _set_counters(self, moment: int, row: int) -> None:
         self.memory.moment.fill_(moment)
@@ -147,19 +160,21 @@ class Session:
         kind = self._kind_of[moment]
         if self._pixels[kind] is None:
             return
+        replay = self._replay(kind)
         if self._clock[0] != moment:
             self._set_counters(moment, self._clock[1])
-        self._step(kind)()
+        replay()
         self._clock = (moment + 1, self._clock[1])
 
     def _at_row(self, mode: Mode, row: int) -> None:
         kind = self.compiled.row_kinds.get((mode, row))
         if kind is None:
             return
+        replay = self._replay(kind)
         number = row - self.compiled.first_row
         if self._clock[1] != number:
             self._set_counters(self._clock[0], number)
-        self._step(kind)()
+        replay()
         self._clock = (self._clock[0], number + 1)
 
     # Runs.
@@ -173,10 +188,10 @@ class Session:
         wave = bool(self.compiled.program.wave)
         for mode, row in self.compiled.row_kinds:
             if mode == "above" or (mode == "known") == (row < top if wave else self._known[row]):
-                self._step(self.compiled.row_kinds[mode, row])
+                self._replay(self.compiled.row_kinds[mode, row])
         for kind, step in enumerate(self._pixels):
             if step is not None:
-                self._step(kind)
+                self._replay(kind)
         if wave:
             self.table.copy_(torch.from_numpy(self.compiled.table.numbers(top)))
         self.memory.load(state, canvas, known, noise)
