@@ -32,7 +32,7 @@ MANIFEST = PACKAGE / "gpu_manifest.json"
 MANIFEST_FORMAT = 1
 
 #: (op, backend) of what launches ordinary ops from Python -> its module in vidgen/sampling
-EXECUTORS = {("sampling", "graph"): "graphed"}
+PYTHON_BACKENDS = {("sampling", "graph"): "graphed"}
 
 #: Takes the device to check on; returns None, or what was wrong.
 SelfCheck = Callable[[torch.device], str | None]
@@ -97,9 +97,9 @@ def source_hash(op: str, backend: str) -> str:
     Triton kernels are compiled from the .py files beside this package, and executors are such files; the CUDA library
     carries the hash of the source that it was compiled from.
     """
-    if (op, backend) in EXECUTORS:
+    if (op, backend) in PYTHON_BACKENDS:
         try:
-            return executor_hash(PACKAGE / "sampling", EXECUTORS[op, backend])
+            return executor_hash(PACKAGE / "sampling", PYTHON_BACKENDS[op, backend])
         except OSError:
             return ""
     family = re.sub(r"_grad_\w+$", "", op)  # an op and its gradients live in one file

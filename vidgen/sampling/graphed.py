@@ -143,13 +143,12 @@ class Session:
         assert step is not None
         return step
 
-    def _replay(self, kind: RowKind | int) -> Step:
-        """A kind's step, captured when it is first asked for."""
+    def _make_ready(self, kind: RowKind | int) -> None:
+        """Captures a kind's step, before a run: it is run for that, on whatever the memory holds."""
         if kind not in self._replays:
-            # a step is run to be captured: on whatever the memory holds, but with counters within the tables
+            # the counters have to be within the tables
             self._set_counters(0, 0)
             self._replays[kind] = self._capture(self.step(kind))
-        return self._replays[kind]
 
     def _set_counters(self, moment: int, row: int) -> None:
         self.memory.moment.fill_(moment)
@@ -160,21 +159,19 @@ class Session:
         kind = self._kind_of[moment]
         if self._pixels[kind] is None:
             return
-        replay = self._replay(kind)
         if self._clock[0] != moment:
             self._set_counters(moment, self._clock[1])
-        replay()
+        self._replays[kind]()
         self._clock = (moment + 1, self._clock[1])
 
     def _at_row(self, mode: Mode, row: int) -> None:
         kind = self.compiled.row_kinds.get((mode, row))
         if kind is None:
             return
-        replay = self._replay(kind)
         number = row - self.compiled.first_row
         if self._clock[1] != number:
             self._set_counters(self._clock[0], number)
-        replay()
+        self._replays[kind]()
         self._clock = (self._clock[0], number + 1)
 
     # Runs.
@@ -184,14 +181,13 @@ class Session:
         if self._done is not None:
             self._done.wait()
         self._known = known.all(dim=3).all(dim=1).all(dim=0).tolist() if len(known) else [False] * known.shape[2]
-        # capturing runs steps, on whatever the memory holds
         wave = bool(self.compiled.program.wave)
         for mode, row in self.compiled.row_kinds:
             if mode == "above" or (mode == "known") == (row < top if wave else self._known[row]):
-                self._replay(self.compiled.row_kinds[mode, row])
+                self._make_ready(self.compiled.row_kinds[mode, row])
         for kind, step in enumerate(self._pixels):
             if step is not None:
-                self._replay(kind)
+                self._make_ready(kind)
         if wave:
             self.table.copy_(torch.from_numpy(self.compiled.table.numbers(top)))
         self.memory.load(state, canvas, known, noise)
