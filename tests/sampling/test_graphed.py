@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from vidgen.ops import gate
 from vidgen.sampling import Categorical, Request, generate, graphed, image_noise, self_check, trace
 from vidgen.sampling import executors as table
 from vidgen.sampling.executors import EXECUTORS, Executor, choose
+from vidgen.sampling.graphed_pixels import Call, Product, Settle, shortened
 
 from . import networks
 from .replaying import Recording, Replays
@@ -247,6 +250,58 @@ class TestKinds:
         assert plan.wavefront is not None
         assert plan.graphed.compiled.program is plan.program
 
+    @pytest.mark.parametrize("name", MODELS)
+    def test_everything_is_written_in_its_own_buffer_or_in_the_dump(self, name):
+        """Never where zeros, biases or constants are read; nothing of rows that are finished."""
+        compiled = trace(build(name)).graphed.compiled
+        moments, layout = compiled.moments, compiled.moments.layout
+        lane = compiled.table.width * numpy.arange(moments.lanes)
+        for top in (0, 2):
+            numbers = compiled.table.numbers(top)
+            dumped = 0
+            for kind, code in enumerate(compiled.codes):
+                of_kind = moments.kind_of == kind
+                for store in code.stores:
+                    at = numbers[of_kind][:, lane + store.column] + store.offset
+                    ends = at + store.count
+                    fits = (at == layout.dump) & (ends <= 2 * layout.dump)
+                    dumped += int(fits.sum())
+                    assert fits[moments.rows[of_kind] < top].all() or not compiled.program.wave
+                    for buffer, base in zip(compiled.program.buffers, layout.bases, strict=True):
+                        if not buffer.constant:
+                            fits |= (at >= base) & (ends <= base + buffer.numel(1))
+                    assert fits.all()
+        assert dumped or moments.lanes == 1
+
+    def test_a_product_is_added_in_one_call_only_where_nobody_else_reads_it(self):
+        mul, add = Call("mul", (0, 4), 8, 4), Call("add", (12, 8), 16, 4)
+        assert shortened([mul, add], set()) == [Call("addcmul", (12, 0, 4), 16, 4)]
+        assert shortened([mul, replace(add, inputs=(8, 12))], set()) == [Call("addcmul", (12, 0, 4), 16, 4)]
+        for others, kept in (
+            ([], {8}),
+            ([Call("neg", (8,), 20, 4)], set()),
+            ([Call("neg", (9,), 20, 2)], set()),
+            ([Product(6, 20, torch.zeros(3, 2))], set()),
+            ([Settle(0, 5, 4, 20)], set()),
+        ):
+            assert shortened([mul, add, *others], kept) == [mul, add, *others]
+        assert shortened([mul, replace(add, inputs=(8, 8))], set()) == [mul, replace(add, inputs=(8, 8))]
+        assert shortened([replace(mul, count=2), add], set())[1] == add
+
+    def test_functions_of_neighbours_are_one_call(self):
+        a, b = Call("elu", (0,), 20, 4, (1.0,)), Call("elu", (4,), 24, 2, (1.0,))
+        assert shortened([a, b], set()) == [Call("elu", (0,), 20, 6, (1.0,))]
+        for other in (
+            replace(b, constants=(2.0,)),
+            replace(b, output=30),
+            replace(b, inputs=(5,)),
+            replace(b, function="exp"),
+        ):
+            assert shortened([a, other], set()) == [a, other]
+        # the second reads what the first makes
+        chain = [Call("neg", (0,), 4, 4), Call("neg", (4,), 8, 4)]
+        assert shortened(chain, set()) == chain
+
     def test_a_table_grows_with_the_image_and_registers_do_not(self):
         small, large = (trace(networks.Streams((1, 8, width)).eval()).graphed.compiled for width in (8, 32))
         assert [code.registers for code in small.codes] == [code.registers for code in large.codes]
@@ -255,6 +310,17 @@ class TestKinds:
 
 
 class TestSessions:
+    def test_one_image_is_multiplied_as_several_are(self, monkeypatch):
+        """A product of a single row may be another kernel, with other rounding."""
+        made = Replays()
+        monkeypatch.setattr(graphed, "capture_for", lambda device: made)
+        model = build("streams, odd")
+        images, _ = draw(model, "graph", 1)
+        products = [call for recording in made.recordings for call in recording.names() if "bmm" in call[0]]
+        assert products
+        assert {shape[0] for _, shapes in products for shape in shapes} == {2}
+        assert torch.equal(images, draw(model, "eager", 1)[0])
+
     def test_the_last_two_are_kept(self):
         plan = trace(build("plain"))
         model = build("plain")

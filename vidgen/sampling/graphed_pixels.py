@@ -112,7 +112,7 @@ class Code:
             for k in kind.events
             if (event := self._events[k]).destination in kept
         ]
-        self.calls = _shortened(self.calls, {transfer.register for transfer in self.stores})
+        self.calls = shortened(self.calls, {transfer.register for transfer in self.stores})
 
     @property
     def _events(self) -> list[Event]:
@@ -233,7 +233,7 @@ class Code:
         return self._weights[key]
 
 
-def _shortened(calls: list[Call | Product | Settle], kept: set[int]) -> list[Call | Product | Settle]:
+def shortened(calls: list[Call | Product | Settle], kept: set[int]) -> list[Call | Product | Settle]:
     """The same with fewer calls."""
     read: dict[int, int] = {}
     for call in calls:
