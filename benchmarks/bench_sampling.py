@@ -3,7 +3,8 @@
 Without a cache a pixel costs a forward pass of the whole network. Hours of them are not waited for: one pass is timed,
 and its time multiplied by the number of pixels (the samples on file are so multiplied; `parts` says by what). The
 passes are of the network in plain PyTorch, weights masked or normalised beforehand: contiguous, channels_last, and by
-torch.compile. Ours draw whole images, noise and all; what is done once per network (the plan, packing) is not timed.
+torch.compile. Ours draw whole images, noise and all; what is done once per network (the plan, packing, capturing) is
+not timed. On a GPU nobody multiplies in TF32.
 
 Everybody is judged by the distributions that pixels are drawn from: the largest difference from a float64 pass over the
 finished image, in the units of the network's output.
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 
 from .contenders import frozen
 from .harness import Case, Contender, Outputs, Run
+from .machine import tf32
 
 OP = "sampling"
 KIND = "drawing"
 LIMIT = 1e-4  # on differences of logits, and of a mixture's parameters
 CHANNELS_LAST = "full passes, channels_last"
+EXECUTORS = {"cpu": ("cpu", "eager"), "cuda": ("graph", "eager")}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Problem:
     name: str
     network: Callable[[], Any]
     n: int
+    device: str = "cpu"
 
 
 def _pixelcnn() -> Any:
@@ -52,14 +56,15 @@ def _pixelcnnpp() -> Any:
 
 
 def cases(*, device: str, full: bool) -> list[Case]:
-    """The cases of a device: PixelCNN of 15 blocks for 28×28; in the full set PixelCNN++ of 5 resnets, 160 filters."""
-    if device != "cpu":
-        return []
+    """The cases of a device: PixelCNN of 15 blocks for 28×28; PixelCNN++ of 5 resnets, 160 filters.
+
+    PixelCNN++ is in the full set, for it takes CPUs seconds.
+    """
     networks = [("PixelCNN, 15 blocks of 64, 28×28", "pixelcnn", _pixelcnn)]
-    if full:
+    if full or device == "cuda":
         networks.append(("PixelCNN++, 5 resnets of 160, 32×32×3", "pixelcnnpp", _pixelcnnpp))
     return [
-        _case(Problem(f"{title}, {n} at once", f"{name}-{n}", make, n))
+        _case(Problem(f"{title}, {n} at once", f"{name}-{n}", make, n, device))
         for title, name, make in networks
         for n in (1, 16)
     ]
@@ -73,7 +78,8 @@ class Inputs(NamedTuple):
 def _inputs(problem: Problem) -> Inputs:
     torch.manual_seed(0)
     model = problem.network().eval()
-    return Inputs(model, torch.rand(problem.n, *model.image_shape) * 2 - 1)
+    images = torch.rand(problem.n, *model.image_shape) * 2 - 1
+    return Inputs(model.to(problem.device), images.to(problem.device))
 
 
 def in_plain_pytorch(model: Any) -> Any:
@@ -96,8 +102,8 @@ def in_plain_pytorch(model: Any) -> Any:
             )
             plain.load_state_dict(layer.state_dict())
             keep = keep_mask(tuple(layer.weight.shape), layer.mask, layer.colors, layer.color_layout)
-            plain.weight.data = torch.where(keep, layer.weight.data, 0)
-            setattr(parent, name, plain.to(layer.weight.dtype))
+            plain.weight.data = torch.where(keep.to(layer.weight.device), layer.weight.data, 0)
+            setattr(parent, name, plain.to(layer.weight.device, layer.weight.dtype))
     return model.eval()
 
 
@@ -112,11 +118,11 @@ def _passes(inputs: Inputs, *, layout: torch.memory_format, compiled: bool) -> R
     model = in_plain_pytorch(inputs.model).to(memory_format=layout)
     images = inputs.images.contiguous(memory_format=layout)
     call: Any = frozen(model) if compiled else model
-    with torch.inference_mode():
+    with tf32(allowed=False), torch.inference_mode():
         found = _difference(inputs.model, inputs.images, call(images))
 
     def run() -> Outputs:
-        with torch.inference_mode():
+        with tf32(allowed=False), torch.inference_mode():
             call(images)
         return found
 
@@ -132,10 +138,10 @@ def _cached(inputs: Inputs, *, impl: str, weight_dtype: torch.dtype | None = Non
     plan = trace(model)
     n, *shape = images.shape
     steps = model.head.steps_per_pixel(shape[0])
-    met = torch.empty(n, plan.best_program.parameters, steps, *shape[1:])
+    met = torch.empty(n, plan.best_program.parameters, steps, *shape[1:], device=images.device)
     executor, prepared = choose(model, impl, plan, weight_dtype)
     request = Request(
-        noise=torch.from_numpy(image_noise(0, range(n), model.image_shape)),
+        noise=torch.from_numpy(image_noise(0, range(n), model.image_shape)).to(images.device),
         values=torch.zeros_like(images),
         known=torch.zeros_like(images, dtype=torch.bool),
         conditions={},
@@ -143,11 +149,12 @@ def _cached(inputs: Inputs, *, impl: str, weight_dtype: torch.dtype | None = Non
         quantize=True,
         parameters=met,
     )
-    with torch.inference_mode():
+    with tf32(allowed=False), torch.inference_mode():
         found = _difference(model, executor.run(prepared, request), met)
 
     def run() -> Outputs:
-        generate(model, n, impl=impl, plan=plan, weight_dtype=weight_dtype, progress=False)
+        with tf32(allowed=False):
+            generate(model, n, impl=impl, plan=plan, weight_dtype=weight_dtype, progress=False)
         return found
 
     return run
@@ -179,22 +186,18 @@ def _case(problem: Problem) -> Case:
             parts=pixels,
             compiled=True,
         ),
-        contender("vidgen, cpu", partial(_cached, impl="cpu"), ours=True),
-        contender("vidgen, eager", partial(_cached, impl="eager"), ours=True),
-        # judged by nothing: the distributions are those of rounded weights
-        contender(
-            "vidgen, cpu, bf16 weights",
-            partial(_cached, impl="cpu", weight_dtype=torch.bfloat16),
-            ours=True,
-            dtype="bfloat16",
-        ),
+        *(contender(f"vidgen, {impl}", partial(_cached, impl=impl), ours=True) for impl in EXECUTORS[problem.device]),
     ]
+    if problem.device == "cpu":
+        # judged by nothing: the distributions are those of rounded weights
+        narrow = partial(_cached, impl="cpu", weight_dtype=torch.bfloat16)
+        contenders.append(contender("vidgen, cpu, bf16 weights", narrow, ours=True, dtype="bfloat16"))
     return Case(
         op=OP,
         name=f"{KIND}-{problem.name}",
         title=f"{problem.title}, {KIND}",
         kind=KIND,
-        device="cpu",
+        device=problem.device,
         shape={"n": problem.n, "pixels": pixels},
         contenders=contenders,
         truth=_nothing_differs,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-DEVICE_TESTS = ["tests/ops", "tests/kernels"]
+DEVICE_TESTS = ["tests/ops", "tests/kernels", "tests/sampling"]
 # the cases that other machines run in Triton's interpreter; not collected by name
 KERNEL_CASES = "tests/kernels/cases_*_triton.py"
 
@@ -106,7 +106,7 @@ def matrix(folder: Path) -> dict[str, int]:
     step("op matrix", [*pytest, "-m", "gpu", f"--junitxml={device}", *DEVICE_TESTS])
     files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(KERNEL_CASES))
     step("kernel cases", [*pytest, f"--junitxml={cases}", *files], TRITON_INTERPRET="0")
-    counts = {"triton": passes(cases, ""), "cuda": 0}
+    counts = {"triton": passes(cases, ""), "cuda": 0, "graph": 0}
     for backend in counts:
         counts[backend] += passes(device, f"cuda-{backend}")
     return counts
@@ -142,7 +142,7 @@ def samples_of(op: str, measured: dict[str, Path]) -> str | None:
 
 
 def candidates() -> dict[tuple[str, str], str]:
-    """(op, backend) -> hash of its source, for every gated backend that this machine can run."""
+    """(op, backend) -> hash of its source, for every gated backend that this machine can run, and gated executor."""
     importlib.import_module("vidgen.ops")
     from vidgen.ops import gate
     from vidgen.ops.backends import TABLE
@@ -162,6 +162,8 @@ def candidates() -> dict[tuple[str, str], str]:
             found[op, row.name] = source
     if not found:
         raise StepError("no GPU backend can run here")
+    for op, backend in gate.PYTHON_BACKENDS:
+        found[op, backend] = gate.source_hash(op, backend)
     return found
 
 

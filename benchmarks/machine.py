@@ -112,11 +112,11 @@ def _cuda_peaks() -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def tf32() -> Iterator[None]:
+def tf32(allowed: bool = True) -> Iterator[None]:
     """Lets fp32 matrix products and convolutions on CUDA use TF32."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = (matmul.allow_tf32, cudnn.allow_tf32)
-    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
     try:
         yield
     finally:

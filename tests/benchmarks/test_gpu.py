@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from vidgen.benchmarks import gpu
-from vidgen.ops import gate
+from vidgen.ops import backends, gate
+from vidgen.sampling import EXECUTORS
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"compute_capability": "9.0", "device": "a card"}
@@ -53,6 +54,20 @@ def machine(monkeypatch, tmp_path):
     gate.reset()
     yield outcome, manifest
     gate.reset()
+
+
+def test_gated_backends_and_executors_have_to_pass(monkeypatch):
+    rows = [
+        backends.Backend("triton", ("cuda",), lambda: None, lambda *args: None, None, gated=True),
+        backends.Backend("cuda", ("cuda",), lambda: "it is not built", lambda *args: None, None, gated=True),
+        backends.Backend("reference", (), lambda: None, lambda *args: None, None),
+    ]
+    monkeypatch.setattr(backends, "TABLE", {"op": rows})
+    monkeypatch.setattr(gate, "source_hash", lambda op, backend: f"{op} {backend}")
+    monkeypatch.setattr(gate, "reset", lambda: None)
+    assert gpu.candidates() == {("op", "triton"): "op triton", ("sampling", "graph"): "sampling graph"}
+    gated = {executor.name for executor in EXECUTORS if executor.gated}
+    assert gated == {name for op, name in gate.PYTHON_BACKENDS if op == "sampling"}
 
 
 def test_what_has_passed_stands_in_the_manifest(machine, capsys):

@@ -57,4 +57,12 @@ def test_case_names_are_unique_and_the_full_set_holds_both_networks() -> None:
     names = [case.name for case in bench.cases(device="cpu", full=True)]
     assert names == [f"drawing-{network}-{n}" for network in ("pixelcnn", "pixelcnnpp") for n in (1, 16)]
     assert names[:2] == [case.name for case in bench.cases(device="cpu", full=False)]
-    assert bench.cases(device="cuda", full=True) == []
+
+
+def test_a_gpu_measures_graphs_beside_eager_and_full_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = bench._case(bench.Problem("small", "small", SMALL["pixelcnn"], 1, "cuda"))
+    assert case.device == "cuda"
+    assert [c.name for c in case.contenders[3:]] == ["vidgen, graph", "vidgen, eager"]
+    monkeypatch.setattr(bench, "_case", lambda problem: (problem.name, problem.device))
+    names = [f"{network}-{n}" for network in ("pixelcnn", "pixelcnnpp") for n in (1, 16)]
+    assert bench.cases(device="cuda", full=False) == [(name, "cuda") for name in names]

@@ -1,4 +1,4 @@
-"""Whether a GPU kernel may be a default on this machine.
+"""Whether a GPU kernel, or a way of launching many, may be a default on this machine.
 
 A kernel written without a GPU at hand may be wrong on one, so a GPU backend serves calls that do not name it only if
 
@@ -25,11 +25,14 @@ from typing import Any
 
 import torch
 
-from vidgen.ops.source_hash import triton_hash
+from vidgen.ops.source_hash import executor_hash, triton_hash
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MANIFEST = PACKAGE / "gpu_manifest.json"
 MANIFEST_FORMAT = 1
+
+#: (op, backend) of what launches ordinary ops from Python -> its module in vidgen/sampling
+PYTHON_BACKENDS = {("sampling", "graph"): "graphed"}
 
 #: Takes the device to check on; returns None, or what was wrong.
 SelfCheck = Callable[[torch.device], str | None]
@@ -91,9 +94,14 @@ def manifest_entries() -> tuple[dict[str, Any], ...]:
 def source_hash(op: str, backend: str) -> str:
     """Hash of the source of `op`'s kernel that this process would run; "" if it cannot be told.
 
-    Triton kernels are compiled from the .py files beside this package; the CUDA library carries the hash of the
-    source that it was compiled from.
+    Triton kernels are compiled from the .py files beside this package, and executors are such files; the CUDA library
+    carries the hash of the source that it was compiled from.
     """
+    if (op, backend) in PYTHON_BACKENDS:
+        try:
+            return executor_hash(PACKAGE / "sampling", PYTHON_BACKENDS[op, backend])
+        except OSError:
+            return ""
     family = re.sub(r"_grad_\w+$", "", op)  # an op and its gradients live in one file
     if backend == "triton":
         try:

@@ -1,9 +1,9 @@
 """Hashes of kernel sources, blind to comments and layout: what the GPU manifest is keyed by.
 
-A kernel's hash covers its own file and every file of ours that it imports or includes. For Triton it is taken from
-the installed .py files when it is asked for; for CUDA C++ it is taken when the library is compiled and baked in, so
-that it is the hash of what runs and not of what happens to lie in a source folder. The build runs this file as a
-script; so only the standard library is used here.
+A kernel's hash covers its own file and every file of ours that it imports or includes. For Triton, and for an executor
+that is written in Python, it is taken from the installed .py files when it is asked for; for CUDA C++ it is taken when
+the library is compiled and baked in, so that it is the hash of what runs and not of what happens to lie in a source
+folder. The build runs this file as a script; so only the standard library is used here.
 """
 
 from __future__ import annotations
@@ -73,20 +73,20 @@ def _included(path: Path, source: str, root: Path) -> list[Path]:
 
 
 def _imported(path: Path, source: str, root: Path) -> list[Path]:
-    """Modules of the package folder `root` that the module `path` imports relatively or as vidgen.kernels."""
+    """Modules of the folder `root` that the module `path` imports relatively or as vidgen.<name of the folder>."""
     names: list[str] = []
+    package = ["vidgen", root.name]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
             if node.level == 0:
-                if module.split(".")[:2] != ["vidgen", "kernels"]:
+                if module.split(".")[:2] != package:
                     continue
                 module = ".".join(module.split(".")[2:])
             names += [module] if module else [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
-            names += [
-                alias.name[len("vidgen.kernels.") :] for alias in node.names if alias.name.startswith("vidgen.kernels.")
-            ]
+            prefix = ".".join([*package, ""])
+            names += [alias.name[len(prefix) :] for alias in node.names if alias.name.startswith(prefix)]
     candidates = [root / f"{name.replace('.', '/')}.py" for name in names]
     return [candidate for candidate in candidates if candidate.is_file()]
 
@@ -115,6 +115,11 @@ def _hash(
 def triton_hash(kernels: Path, op: str) -> str:
     """Hash of kernels/<op>.py and of what it imports from that folder."""
     return _hash([kernels / f"{op}.py"], kernels, strip_python, _imported)
+
+
+def executor_hash(sampling: Path, module: str) -> str:
+    """Hash of sampling/<module>.py, an executor in Python, and of what it imports from that folder."""
+    return _hash([sampling / f"{module}.py"], sampling, strip_python, _imported)
 
 
 def cuda_hash(csrc: Path, op: str) -> str:

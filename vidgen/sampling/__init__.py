@@ -1,5 +1,6 @@
 """Drawing from autoregressive models."""
 
+from vidgen.sampling import self_check  # noqa: F401 (registers the checks)
 from vidgen.sampling.executors import EXECUTORS, Executor, Request
 from vidgen.sampling.generate import AutoregressiveModel, generate
 from vidgen.sampling.heads import Categorical, Head, LogisticMixture, round_to_levels, scale_levels

@@ -5,6 +5,7 @@ the reason why it cannot draw from a model, and ``run(prepared, request)``. All 
 they differ in speed alone.
 
     cpu     the plan's program in C++: a call of an op runs a row, or what a wavefront needs to finish one
+    graph   the plan's program as CUDA graphs, captured once and replayed for every row and pixel
     eager   the plan's program in plain PyTorch, on any device
     naive   one full forward pass of the network for every step
 """
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidgen.ops.gate import gate
+from vidgen.sampling import graphed
 from vidgen.sampling.interpreter import run_program
 from vidgen.sampling.native import NativeProgram, supports
 from vidgen.sampling.plan import Plan, trace
@@ -65,11 +68,15 @@ class UnsupportedError(Exception):
 
 @dataclass(frozen=True)
 class Executor:
-    """A row of the table. ``prepare`` takes the model, its plan if there is one, and the dtype to keep weights in."""
+    """A row of the table. ``prepare`` takes the model, its plan if there is one, and the dtype to keep weights in.
+
+    A gated one is taken without being named only where `vidgen.ops.gate` lets it.
+    """
 
     name: str
     prepare: Callable[[Any, Plan | None, torch.dtype | None], Any]
     run: Callable[[Any, Request], Tensor]
+    gated: bool = False
 
 
 def _planned(model: Any, plan: Plan | None) -> Plan:
@@ -87,13 +94,19 @@ Run = Callable[[int, int, bool], None]
 """Runs moments from the first to before the last; True: they are rows that are known."""
 
 
-def _by_rows(request: Request, plan: Plan, start: Callable[[Program, Tensor, Tensor, int], Run]) -> Tensor:
-    """Runs a plan's better program row by row.
+def _by_rows(
+    request: Request,
+    plan: Plan,
+    start: Callable[[Program, Tensor, Tensor, int], Run],
+    program: Program | None = None,
+) -> Tensor:
+    """Runs a plan's program row by row.
 
     Args:
         start: takes the program, its state, the canvas, and how many rows from the top are known.
+        program: one of the plan's; its best one if not given.
     """
-    program = plan.best_program
+    program = plan.best_program if program is None else program
     height, width = program.shape[1:]
     canvas = request.canvas()
     state = plan.new_state(program, request.conditions, len(canvas), canvas.device)
@@ -161,6 +174,38 @@ def _prepare_eager(model: Any, plan: Plan | None, weight_dtype: torch.dtype | No
     return model, plan
 
 
+def _prepare_graph(model: Any, plan: Plan | None, weight_dtype: torch.dtype | None = None) -> tuple[Any, Plan]:
+    model, plan = _prepare_eager(model, plan, weight_dtype)
+    if reason := graphed.supports(plan.device, model.head):
+        raise UnsupportedError(reason)
+    return model, plan
+
+
+def _run_graph(prepared: tuple[Any, Plan], request: Request) -> Tensor:
+    model, plan = prepared
+    with plan.graphed.session(
+        len(request.noise),
+        model.head,
+        temperature=request.temperature,
+        quantize=request.quantize,
+        record=request.parameters is not None,
+    ) as session:
+
+        def start(program: Program, state: Tensor, canvas: Tensor, top: int) -> Run:
+            session.begin(state, canvas, request.known, request.noise, top=top)
+
+            def run(first: int, last: int, whole_rows: bool) -> None:
+                session.run(first, last, whole_rows=whole_rows)
+                canvas.copy_(session.memory.drawn())
+
+            return run
+
+        canvas = _by_rows(request, plan, start, plan.graphed.compiled.program)
+        if request.parameters is not None:
+            request.parameters.copy_(session.memory.met())
+    return canvas
+
+
 def _prepare_naive(model: Any, plan: Plan | None, weight_dtype: torch.dtype | None = None) -> Any:
     if weight_dtype is not None:
         raise UnsupportedError("it runs the model as it is")
@@ -225,6 +270,7 @@ def _run_naive(model: Any, request: Request) -> Tensor:
 
 EXECUTORS = (
     Executor("cpu", _prepare_cpu, _run_cpu),
+    Executor("graph", _prepare_graph, _run_graph, gated=True),
     Executor("eager", _prepare_eager, _run_eager),
     Executor("naive", _prepare_naive, _run_naive),
 )
@@ -238,7 +284,7 @@ def choose(
 ) -> tuple[Executor, Any]:
     """(the executor for a model, what it has prepared).
 
-    Naive drawing in place of a faster way is one warning per model and reason.
+    Drawing naively, or without what no GPU has tested yet, is one warning per model and reason.
 
     Raises:
         ValueError: ``impl`` names none, or one that cannot draw from the model.
@@ -256,15 +302,22 @@ def choose(
         except UnsupportedError as reason:
             why = str(reason)
             continue
+        if impl is None and executor.gated and (reason_not := gate("sampling", executor.name, _device(model))):
+            _warn(model, f"without the executor {executor.name!r}: {reason_not}")
+            continue
         if impl is None and executor.name == "naive" and why:
-            _warn(model, why)
+            _warn(model, f"naively, a full forward pass for every step: {why}")
         return executor, prepared
     kept = "" if weight_dtype is None else f" with weights in {weight_dtype}"
     raise ValueError(f"impl: {impl!r} cannot draw from {type(model).__name__}{kept}: {why}")
 
 
-def _warn(model: Any, why: str) -> None:
-    key = (type(model).__name__, why)
+def _device(model: Any) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _warn(model: Any, how: str) -> None:
+    key = (type(model).__name__, how)
     if key not in _warned:
         _warned.add(key)
-        warnings.warn(f"{key[0]} is drawn from naively, a full forward pass for every step: {why}", stacklevel=4)
+        warnings.warn(f"{key[0]} is drawn from {how}", stacklevel=4)

@@ -59,13 +59,16 @@ def generate(
     """Draws images.
 
     A causal network need not be run anew for every pixel: `vidgen.sampling.trace` derives from one forward pass what
-    each pixel adds, and the executors "cpu" (C++) and "eager" (plain PyTorch, any device) compute just that.
+    each pixel adds, and the executors "cpu" (C++), "graph" (CUDA graphs) and "eager" (plain PyTorch, any device)
+    compute just that. "graph" captures its graphs when a plan first draws a batch of a size, so give it a ``plan`` to
+    draw again; it is a default only where it has been tested on such a GPU (`vidgen.ops.gate`).
 
     The noise is counter-based: sub-pixel (channel, row, column) of image i uses Philox4x32-10 of key ``seed`` and
-    counter (i, row, column, channel). Image i is therefore the same image whatever ``n`` and ``batch_size`` are, to the
-    bit with the executors "cpu" and "eager" ("naive": where the network's kernels give an image the same bits in any
-    batch). Executors add up in different orders: in float64 they draw the same images; in float32 a difference in the
-    last bit flips a draw somewhere in about a third of 32×32×3 images, and what follows is another, equally good image.
+    counter (i, row, column, channel). Image i is therefore the same image whatever ``n`` and ``batch_size`` are: to the
+    bit with the executor "cpu", with the others where PyTorch's kernels give an image the same bits in any batch, which
+    "eager" and "graph" ask of them image by image. Executors add up in different orders: in float64 they draw the same
+    images; in float32 a difference in the last bit flips a draw somewhere in about a third of 32×32×3 images, and what
+    follows is another, equally good image.
 
     Args:
         model: an autoregressive model; it is run in eval mode, on its own device, and left in the mode it was in.
@@ -79,8 +82,8 @@ def generate(
         seed: 0 … 2**64 − 1.
         quantize: True rounds every value to a grey level before the next step sees it. False leaves the values of a
             continuous head unrounded and returns them.
-        impl: the executor: "cpu", "eager" or "naive" (a full forward pass per step); None takes the first of these that
-            can draw from the model, with a warning where that is "naive".
+        impl: the executor: "cpu", "graph", "eager" or "naive" (a full forward pass per step); None takes the first of
+            these that can draw from the model, with a warning where that is "naive" or "graph" has not been tested.
         progress: True or False; None shows a bar on a terminal.
         batch_size: images drawn at once; None draws all at once.
         first_image: number of the first image, to continue a series: ``generate(m, 4, first_image=4)`` are images 4 … 7
@@ -88,7 +91,7 @@ def generate(
         on_row: called as soon as a row is finished with (number of the batch's first image, row, values of the row as
             returned, (batch, C, W)).
         plan: from `vidgen.sampling.trace(model)`, to draw several times without deriving it each time. It holds copies
-            of the weights.
+            of the weights, and the graphs of the last two kinds of batch.
         weight_dtype: torch.bfloat16 keeps the weights of a float32 model rounded to bfloat16, half as many bytes to
             read for every pixel; sums stay float32, and the images are those of a model so rounded. The executor "cpu"
             can. None keeps them as they are.

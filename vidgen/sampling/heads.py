@@ -48,8 +48,12 @@ def scale_levels(x: Tensor, levels: int, dtype: torch.dtype = torch.float32) -> 
 
 def round_to_levels(x: Tensor, levels: int) -> Tensor:
     """[−1, 1] to the nearest integer grey level, clipped to 0 … levels−1; uint8 (int64 above 256 levels)."""
-    rounded = ((x.double() + 1.0) * ((levels - 1) / 2.0)).round().clamp(0, levels - 1)
-    return rounded.to(torch.uint8 if levels <= 256 else torch.int64)
+    return _nearest_level(x, levels).to(torch.uint8 if levels <= 256 else torch.int64)
+
+
+def _nearest_level(x: Tensor, levels: int) -> Tensor:
+    """`round_to_levels` as float64, in which every level is exact."""
+    return ((x.double() + 1.0) * ((levels - 1) / 2.0)).round().clamp(0, levels - 1)
 
 
 def _draw_index(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -146,22 +150,26 @@ class LogisticMixture:
         Returns:
             (N, C) in [−1, 1], in the parameters' dtype (float32 at least).
         """
-        logits, *blocks = split_parameters(parameters.double(), self.channels)
-        index = _draw_index(logits / temperature, noise[:, 0, :1])
-        means, log_scales, coefficients = ([t.gather(1, index)[:, 0] for t in block] for block in blocks)  # each [N]
-        noise = noise.to(logits)
+        # few launches: on a GPU a draw costs what they cost
+        blocks = parameters.double().unflatten(1, (-1, self.mixtures))  # [N, logits and parameters, K]
+        index = _draw_index(blocks[:, 0] / temperature, noise[:, 0, :1])
+        chosen = blocks.gather(2, index.unsqueeze(1).expand(-1, blocks.shape[1], -1)).squeeze(2)
+        _, means, log_scales, coefficients = split_parameters(chosen, self.channels)  # each [N, 1]
+        u = noise[:, :, 1].to(chosen).clamp(1e-5, 1 - 1e-5)  # [N, C]
+        scale = torch.exp(torch.cat(log_scales, dim=1).clamp(min=LOG_SCALE_FLOOR)) * temperature
+        away = scale * (torch.log(u) - torch.log(1 - u))
+        slopes = torch.tanh(torch.cat(coefficients, dim=1)) if coefficients else chosen
         drawn: list[Tensor] = []
         for i in range(self.channels):
             mean = means[i]
             for j in range(i):
-                mean = mean + torch.tanh(coefficients[i * (i - 1) // 2 + j]) * drawn[j]
-            u = noise[:, i, 1].clamp(1e-5, 1 - 1e-5)
-            scale = torch.exp(log_scales[i].clamp(min=LOG_SCALE_FLOOR)) * temperature
-            value = (mean + scale * (torch.log(u) - torch.log(1 - u))).clamp(-1, 1)
+                k = i * (i - 1) // 2 + j
+                mean = mean + slopes[:, k : k + 1] * drawn[j]
+            value = (mean + away[:, i : i + 1]).clamp(-1, 1)
             drawn.append(
-                scale_levels(round_to_levels(value, self.levels), self.levels, value.dtype) if quantize else value
+                scale_levels(_nearest_level(value, self.levels), self.levels, value.dtype) if quantize else value
             )
-        return torch.stack(drawn, dim=1).to(torch.promote_types(parameters.dtype, torch.float32))
+        return torch.cat(drawn, dim=1).to(torch.promote_types(parameters.dtype, torch.float32))
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """log p(x) in nats. parameters (N, P, H, W), integers x (N, C, H, W) in 0 … levels−1 -> (N,)."""

@@ -25,7 +25,7 @@ from vidgen.sampling.program import Buffer, Index, Instruction, Linear, Pointwis
 
 Draw = Callable[[Tensor, Tensor], Tensor]
 
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "copy": lambda x: x,
     "neg": torch.neg,
     "relu": torch.relu,
@@ -45,6 +45,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }
+"""What elementwise instructions do, by name: (reads …, constants …) -> values."""
 
 
 @dataclass
@@ -155,7 +156,7 @@ class _Interpreter:
         reads = [self.read(read, places) for read in instruction.reads]
         values, start = self.buffers[instruction.destination], 0
         if isinstance(instruction, Pointwise):
-            result = _FUNCTIONS[instruction.function](*reads, *instruction.constants)
+            result = FUNCTIONS[instruction.function](*reads, *instruction.constants)
             start = instruction.start
         else:
             result = self.sum(instruction, reads, places)

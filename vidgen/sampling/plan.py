@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vidgen.sampling.build import build_program
 from vidgen.sampling.graph import ConstantNode
+from vidgen.sampling.graphed import GraphedPlan
 from vidgen.sampling.native import NativeProgram, compile_program
 from vidgen.sampling.program import Linear, Pointwise, Program
 from vidgen.sampling.schedule import Schedule
@@ -60,6 +61,11 @@ class Plan:
     def native_narrow(self) -> NativeProgram:
         """`native` with weights rounded to bfloat16, for float32 networks."""
         return compile_program(self.best_program, self.dtype, narrow_weights=True)
+
+    @cached_property
+    def graphed(self) -> GraphedPlan:
+        """The program that CUDA graphs draw with, and their sessions; made when it is first asked for."""
+        return GraphedPlan(self.best_program, self.program, dtype=self.dtype, device=self.device)
 
     def new_state(self, program: Program, conditions: Mapping[str, Tensor], n: int, device: Any = "cpu") -> Tensor:
         """Memory for a run of n images: zeros, and the constants of each image.
