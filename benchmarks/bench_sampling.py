@@ -53,13 +53,11 @@ def _pixelcnnpp() -> Any:
 
 def cases(*, device: str, full: bool) -> list[Case]:
     """The cases of a device: PixelCNN of 15 blocks for 28×28; in the full set PixelCNN++ of 5 resnets, 160 filters."""
-    if device != "cpu":
-        return []
     networks = [("PixelCNN, 15 blocks of 64, 28×28", "pixelcnn", _pixelcnn)]
     if full:
         networks.append(("PixelCNN++, 5 resnets of 160, 32×32×3", "pixelcnnpp", _pixelcnnpp))
     return [
-        _case(Problem(f"{title}, {n} at once", f"{name}-{n}", make, n))
+        _case(Problem(f"{title}, {n} at once", f"{name}-{n}", make, n), device)
         for title, name, make in networks
         for n in (1, 16)
     ]
@@ -70,10 +68,11 @@ class Inputs(NamedTuple):
     images: Tensor  # (n, C, H, W) in [-1, 1]
 
 
-def _inputs(problem: Problem) -> Inputs:
+def _inputs(problem: Problem, device: str) -> Inputs:
     torch.manual_seed(0)
     model = problem.network().eval()
-    return Inputs(model, torch.rand(problem.n, *model.image_shape) * 2 - 1)
+    images = torch.rand(problem.n, *model.image_shape) * 2 - 1
+    return Inputs(model.to(device), images.to(device))
 
 
 def in_plain_pytorch(model: Any) -> Any:
@@ -132,10 +131,10 @@ def _cached(inputs: Inputs, *, impl: str, weight_dtype: torch.dtype | None = Non
     plan = trace(model)
     n, *shape = images.shape
     steps = model.head.steps_per_pixel(shape[0])
-    met = torch.empty(n, plan.best_program.parameters, steps, *shape[1:])
+    met = images.new_empty(n, plan.best_program.parameters, steps, *shape[1:])
     executor, prepared = choose(model, impl, plan, weight_dtype)
     request = Request(
-        noise=torch.from_numpy(image_noise(0, range(n), model.image_shape)),
+        noise=torch.from_numpy(image_noise(0, range(n), model.image_shape)).to(images.device),
         values=torch.zeros_like(images),
         known=torch.zeros_like(images, dtype=torch.bool),
         conditions={},
@@ -153,10 +152,10 @@ def _cached(inputs: Inputs, *, impl: str, weight_dtype: torch.dtype | None = Non
     return run
 
 
-def _case(problem: Problem) -> Case:
+def _case(problem: Problem, device: str = "cpu") -> Case:
     from vidgen.models import layer_report
 
-    prepare = partial(_inputs, problem)
+    prepare = partial(_inputs, problem, device)
     with torch.device("meta"):
         model = problem.network()
     shape = tuple(model.image_shape)
@@ -179,22 +178,21 @@ def _case(problem: Problem) -> Case:
             parts=pixels,
             compiled=True,
         ),
-        contender("vidgen, cpu", partial(_cached, impl="cpu"), ours=True),
-        contender("vidgen, eager", partial(_cached, impl="eager"), ours=True),
-        # judged by nothing: the distributions are those of rounded weights
-        contender(
-            "vidgen, cpu, bf16 weights",
-            partial(_cached, impl="cpu", weight_dtype=torch.bfloat16),
-            ours=True,
-            dtype="bfloat16",
+        *(
+            contender(f"vidgen, {impl}", partial(_cached, impl=impl), ours=True)
+            for impl in ({"cpu": "cpu", "cuda": "persistent"}[device], "eager")
         ),
     ]
+    if device == "cpu":
+        # judged by nothing: the distributions are those of rounded weights
+        narrow = partial(_cached, impl="cpu", weight_dtype=torch.bfloat16)
+        contenders.append(contender("vidgen, cpu, bf16 weights", narrow, ours=True, dtype="bfloat16"))
     return Case(
         op=OP,
         name=f"{KIND}-{problem.name}",
         title=f"{problem.title}, {KIND}",
         kind=KIND,
-        device="cpu",
+        device=device,
         shape={"n": problem.n, "pixels": pixels},
         contenders=contenders,
         truth=_nothing_differs,

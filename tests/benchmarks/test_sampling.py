@@ -57,4 +57,6 @@ def test_case_names_are_unique_and_the_full_set_holds_both_networks() -> None:
     names = [case.name for case in bench.cases(device="cpu", full=True)]
     assert names == [f"drawing-{network}-{n}" for network in ("pixelcnn", "pixelcnnpp") for n in (1, 16)]
     assert names[:2] == [case.name for case in bench.cases(device="cpu", full=False)]
-    assert bench.cases(device="cuda", full=True) == []
+    on_gpu = bench.cases(device="cuda", full=True)
+    assert [case.name for case in on_gpu] == names
+    assert all("vidgen, persistent" in [contender.name for contender in case.contenders] for case in on_gpu)

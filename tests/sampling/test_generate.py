@@ -217,7 +217,11 @@ ONES = torch.ones(1, 2, 2, dtype=torch.uint8)
         ({"temperature": float("nan")}, ValueError, "temperature: expected a positive number"),
         ({"seed": -1}, ValueError, "seed: expected"),
         ({"labels": torch.zeros(2, dtype=torch.int64)}, ValueError, "labels: Chain is not conditional"),
-        ({"impl": "cached"}, ValueError, "impl: expected None or one of 'cpu', 'eager', 'naive', got 'cached'"),
+        (
+            {"impl": "cached"},
+            ValueError,
+            "impl: expected None or one of 'cpu', 'persistent', 'eager', 'naive', got 'cached'",
+        ),
         ({"known": ONES}, TypeError, "known: expected a pair"),
         ({"known": (ONES, ONES)}, TypeError, "known: expected a bool mask"),
         ({"known": (ONES.float(), ONES.bool())}, TypeError, "known: expected integer values"),

@@ -5,6 +5,7 @@ the reason why it cannot draw from a model, and ``run(prepared, request)``. All 
 they differ in speed alone.
 
     cpu     the plan's program in C++: a call of an op runs a row, or what a wavefront needs to finish one
+    persistent  the plan's program in one CUDA kernel whose blocks stay and meet: a launch runs what a call of cpu does
     eager   the plan's program in plain PyTorch, on any device
     naive   one full forward pass of the network for every step
 """
@@ -17,8 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidgen.ops.gate import gate, register_self_check
+from vidgen.sampling import persistent, persistent_check
 from vidgen.sampling.interpreter import run_program
 from vidgen.sampling.native import NativeProgram, supports
+from vidgen.sampling.persistent import PersistentProgram
 from vidgen.sampling.plan import Plan, trace
 from vidgen.sampling.program import Program
 from vidgen.sampling.schedule import NotCausalError
@@ -65,11 +69,15 @@ class UnsupportedError(Exception):
 
 @dataclass(frozen=True)
 class Executor:
-    """A row of the table. ``prepare`` takes the model, its plan if there is one, and the dtype to keep weights in."""
+    """A row of the table. ``prepare`` takes the model, its plan if there is one, and the dtype to keep weights in.
+
+    A gated one is taken without being named only where `vidgen.ops.gate` lets it.
+    """
 
     name: str
     prepare: Callable[[Any, Plan | None, torch.dtype | None], Any]
     run: Callable[[Any, Request], Tensor]
+    gated: bool = False
 
 
 def _planned(model: Any, plan: Plan | None) -> Plan:
@@ -154,6 +162,13 @@ def _prepare_cpu(
     return model, plan, plan.native_narrow
 
 
+def _prepare_persistent(model: Any, plan: Plan | None, weight_dtype: torch.dtype | None = None) -> tuple[Any, Plan]:
+    model, plan = _prepare_eager(model, plan, weight_dtype)
+    if reason := persistent.supports(plan.dtype, plan.device, model.head):
+        raise UnsupportedError(reason)
+    return model, plan
+
+
 def _prepare_eager(model: Any, plan: Plan | None, weight_dtype: torch.dtype | None = None) -> tuple[Any, Plan]:
     plan = _planned(model, plan)
     if weight_dtype not in (None, plan.dtype):
@@ -167,7 +182,7 @@ def _prepare_naive(model: Any, plan: Plan | None, weight_dtype: torch.dtype | No
     return model
 
 
-def _run_cpu(prepared: tuple[Any, Plan, NativeProgram], request: Request) -> Tensor:
+def _run_native(prepared: tuple[Any, Plan, NativeProgram | PersistentProgram], request: Request) -> Tensor:
     model, plan, native = prepared
 
     def start(program: Program, state: Tensor, canvas: Tensor, top: int) -> Run:
@@ -192,6 +207,11 @@ def _run_cpu(prepared: tuple[Any, Plan, NativeProgram], request: Request) -> Ten
         return run
 
     return _by_rows(request, plan, start)
+
+
+def _run_persistent(prepared: tuple[Any, Plan], request: Request) -> Tensor:
+    model, plan = prepared
+    return _run_native((model, plan, plan.persistent), request)
 
 
 def _run_naive(model: Any, request: Request) -> Tensor:
@@ -224,11 +244,14 @@ def _run_naive(model: Any, request: Request) -> Tensor:
 
 
 EXECUTORS = (
-    Executor("cpu", _prepare_cpu, _run_cpu),
+    Executor("cpu", _prepare_cpu, _run_native),
+    Executor("persistent", _prepare_persistent, _run_persistent, gated=True),
     Executor("eager", _prepare_eager, _run_eager),
     Executor("naive", _prepare_naive, _run_naive),
 )
 """In order of preference: ``impl=None`` takes the first that can draw from the model."""
+
+register_self_check("sampling", "persistent", persistent_check.check)
 
 _warned: set[tuple[str, str]] = set()
 
@@ -256,11 +279,17 @@ def choose(
         except UnsupportedError as reason:
             why = str(reason)
             continue
+        if impl is None and executor.gated and gate("sampling", executor.name, _device(model)) is not None:
+            continue
         if impl is None and executor.name == "naive" and why:
             _warn(model, why)
         return executor, prepared
     kept = "" if weight_dtype is None else f" with weights in {weight_dtype}"
     raise ValueError(f"impl: {impl!r} cannot draw from {type(model).__name__}{kept}: {why}")
+
+
+def _device(model: Any) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _warn(model: Any, why: str) -> None:

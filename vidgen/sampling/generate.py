@@ -59,13 +59,15 @@ def generate(
     """Draws images.
 
     A causal network need not be run anew for every pixel: `vidgen.sampling.trace` derives from one forward pass what
-    each pixel adds, and the executors "cpu" (C++) and "eager" (plain PyTorch, any device) compute just that.
+    each pixel adds, and the executors "cpu" (C++), "persistent" (one CUDA kernel whose blocks stay on the GPU and meet
+    there) and "eager" (plain PyTorch, any device) compute just that.
 
     The noise is counter-based: sub-pixel (channel, row, column) of image i uses Philox4x32-10 of key ``seed`` and
     counter (i, row, column, channel). Image i is therefore the same image whatever ``n`` and ``batch_size`` are, to the
-    bit with the executors "cpu" and "eager" ("naive": where the network's kernels give an image the same bits in any
-    batch). Executors add up in different orders: in float64 they draw the same images; in float32 a difference in the
-    last bit flips a draw somewhere in about a third of 32×32×3 images, and what follows is another, equally good image.
+    bit with the executors "cpu", "persistent" and "eager" ("naive": where the network's kernels give an image the same
+    bits in any batch). Executors add up in different orders: in float64 they draw the same images; in float32 a
+    difference in the last bit flips a draw somewhere in about a third of 32×32×3 images, and what follows is another,
+    equally good image.
 
     Args:
         model: an autoregressive model; it is run in eval mode, on its own device, and left in the mode it was in.
@@ -79,8 +81,10 @@ def generate(
         seed: 0 … 2**64 − 1.
         quantize: True rounds every value to a grey level before the next step sees it. False leaves the values of a
             continuous head unrounded and returns them.
-        impl: the executor: "cpu", "eager" or "naive" (a full forward pass per step); None takes the first of these that
-            can draw from the model, with a warning where that is "naive".
+        impl: the executor: "cpu", "persistent", "eager" or "naive" (a full forward pass per step); None takes the first
+            of these that can draw from the model, with a warning where that is "naive". "persistent" draws from float32
+            and float64 models with one of vidgen's heads, on a GPU with cooperative launches; unless it is named, only
+            where `make gpu` has tested it on such a GPU (`vidgen.ops.gate`).
         progress: True or False; None shows a bar on a terminal.
         batch_size: images drawn at once; None draws all at once.
         first_image: number of the first image, to continue a series: ``generate(m, 4, first_image=4)`` are images 4 … 7
