@@ -31,7 +31,7 @@ OP = "sampling"
 KIND = "drawing"
 LIMIT = 1e-4  # on differences of logits, and of a mixture's parameters
 CHANNELS_LAST = "full passes, channels_last"
-EXECUTORS = {"cpu": ("cpu", "eager"), "cuda": ("graph", "eager")}
+EXECUTORS = {"cpu": ("cpu", "eager"), "cuda": ("persistent", "graph", "eager")}
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def matrix(folder: Path) -> dict[str, int]:
     step("op matrix", [*pytest, "-m", "gpu", f"--junitxml={device}", *DEVICE_TESTS])
     files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(KERNEL_CASES))
     step("kernel cases", [*pytest, f"--junitxml={cases}", *files], TRITON_INTERPRET="0")
-    counts = {"triton": passes(cases, ""), "cuda": 0, "graph": 0}
+    counts = {"triton": passes(cases, ""), "cuda": 0, "graph": 0, "persistent": 0}
     for backend in counts:
         counts[backend] += passes(device, f"cuda-{backend}")
     return counts
@@ -145,25 +145,23 @@ def candidates() -> dict[tuple[str, str], str]:
     """(op, backend) -> hash of its source, for every gated backend that this machine can run, and gated executor."""
     importlib.import_module("vidgen.ops")
     from vidgen.ops import gate
-    from vidgen.ops.backends import TABLE
+    from vidgen.ops.backends import TABLE, cuda_available
 
     gate.reset()
+    gated = [(op, row.name, row.available) for op, rows in TABLE.items() for row in rows if row.gated]
+    # an executor is a kernel of the CUDA library, or Python that every build has
+    gated += [("sampling", "persistent", cuda_available), *((*pair, lambda: None) for pair in gate.PYTHON_BACKENDS)]
     found = {}
-    for op, rows in TABLE.items():
-        for row in rows:
-            if not row.gated:
-                continue
-            if reason := row.available():
-                print(f"vidgen: {op}: {row.name} is left out: {reason}", flush=True)
-                continue
-            source = gate.source_hash(op, row.name)
-            if not source:
-                raise StepError(f"the hash of the source of {op}, {row.name} cannot be told")
-            found[op, row.name] = source
+    for op, name, available in gated:
+        if reason := available():
+            print(f"vidgen: {op}: {name} is left out: {reason}", flush=True)
+            continue
+        source = gate.source_hash(op, name)
+        if not source:
+            raise StepError(f"the hash of the source of {op}, {name} cannot be told")
+        found[op, name] = source
     if not found:
         raise StepError("no GPU backend can run here")
-    for op, backend in gate.PYTHON_BACKENDS:
-        found[op, backend] = gate.source_hash(op, backend)
     return found
 
 

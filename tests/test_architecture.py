@@ -169,13 +169,13 @@ def test_an_op_has_one_name_in_every_room(op: str) -> None:
     assert callable(getattr(vidgen.ops, op))
 
 
-# what serves every op of its room; headers are shared as they come. sample_causal is the executor "cpu" of
-# vidgen.sampling, whose table is that of executors
+# what serves every op of its room; headers are shared as they come. sample_causal is the executors "cpu" and
+# "persistent" of vidgen.sampling, whose table is that of executors
 SHARED = {
     "kernels": {"__init__", "autotune", "gemm", "tiles"},
     "csrc/cpu": {"isa", "probe", "sample_causal"},
-    "csrc/bind": {"sample_causal"},
-    "csrc/cuda": set(),
+    "csrc/bind": {"sample_causal", "sample_causal_cuda"},
+    "csrc/cuda": {"sample_causal"},
 }
 
 

@@ -3,8 +3,9 @@
 #include <chrono>
 
 #include "bind/cpu_backend.h"
-#include "bind/sample_causal_program.h"
+#include "bind/sample_causal_checks.h"
 #include "cpu/isa.h"
+#include "cpu/sample_causal.h"
 #include "cpu/tables.h"
 
 namespace vidgen {
@@ -37,13 +38,9 @@ char* aligned(const void* p) {
 }
 
 Tensor sample_causal_pack(Tensor program, Tensor numbers, bool narrow_weights) {
-  DecodedProgram decoded(program);
+  DecodedProgram decoded = decoded_program(program);
   const SamplingNumbers types = numbers_of(numbers.scalar_type(), narrow_weights);
-  check(numbers.is_cpu() && numbers.dim() == 1 && numbers.is_contiguous(),
-        "numbers must be contiguous, 1-d, on the CPU");
-  int64_t expected = 0;
-  for (const SamplingInstruction& i : decoded.instructions()) expected += DecodedProgram::numbers(i);
-  check(numbers.numel() == expected, "numbers must be ", expected, ", got ", numbers.numel());
+  check_numbers(decoded, numbers);
   Tensor packed = empty_bytes(size_t(place_weights(decoded, types) + kAlignment));
   const char* from = static_cast<const char*>(numbers.const_data_ptr());
   char* to = aligned(packed.data_ptr());
@@ -110,58 +107,22 @@ void with_team(int64_t wanted, size_t scratch_bytes, const Work& work) {
   check(team.members() > 0, "out of memory: a thread needs ", scratch_bytes, " bytes of scratch");
 }
 
-void check_like(const char* name, const Tensor& t, ScalarType dtype, std::initializer_list<int64_t> size) {
-  bool same = t.is_cpu() && t.scalar_type() == dtype && t.is_contiguous() && t.dim() == int64_t(size.size());
-  std::ostringstream text;
-  int64_t d = 0;
-  for (int64_t n : size) {
-    same = same && t.size(d) == n;
-    text << (d++ > 0 ? ", " : "") << n;
-  }
-  check(same, name, " must be contiguous, on the CPU and of shape (", text.str(),
-        ") and the dtype that belongs to it, ", "got shape ", sizes_of(t));
-}
-
 void sample_causal(Tensor program, Tensor packed, bool narrow_weights, Tensor state, Tensor canvas, Tensor known,
                    Tensor noise, std::optional<Tensor> parameters, int64_t first, int64_t last, bool whole_rows,
                    int64_t top, int64_t levels, int64_t mixtures, double temperature, bool quantize) {
-  DecodedProgram decoded(program);
+  DecodedProgram decoded = decoded_program(program);
   const SamplingNumbers types = numbers_of(canvas.scalar_type(), narrow_weights);
   const int64_t bytes = place_weights(decoded, types) + kAlignment;
   const SamplingProgram& p = decoded.program();
-  check(canvas.dim() == 4, "canvas must be 4-d (N, C, H, W), got shape ", sizes_of(canvas));
+  check_images(decoded, state, canvas, known, noise, parameters);
+  check_like("packed", packed, canvas, ScalarType::Byte, {bytes});
+  const SamplingHead head = checked_head(p, levels, mixtures, temperature, quantize);
   const int64_t n = canvas.size(0);
-  check_like("canvas", canvas, canvas.scalar_type(), {n, p.channels, p.height, p.width});
-  check_like("known", known, ScalarType::Bool, {n, p.channels, p.height, p.width});
-  check_like("noise", noise, ScalarType::Double, {n, p.channels, p.height, p.width, 2});
-  check_like("state", state, canvas.scalar_type(), {decoded.state_numel(n)});
-  check_like("packed", packed, ScalarType::Byte, {bytes});
-  if (parameters.has_value())
-    check_like("parameters", *parameters, canvas.scalar_type(), {n, p.parameters, p.steps, p.height, p.width});
-  check(temperature > 0, "temperature must be positive, got ", temperature);
-  check(levels >= 2, "levels must be at least 2, got ", levels);
-  const int64_t c = p.channels / p.steps;
-  if (mixtures > 0) {
-    check(c <= 3 && p.parameters == mixtures * (1 + 2 * c + c * (c - 1) / 2), "mixtures: ", mixtures, " logistics of ",
-          c, " channels do not have ", p.parameters, " parameters");
-  } else {
-    check(c == 1 && p.parameters == levels, "levels: a softmax over ", levels, " does not have ", p.parameters,
-          " parameters for ", c, " channels");
-  }
-  int64_t lag = 0;
-  for (const SamplingInstruction& i : decoded.instructions()) {
-    if (i.lag[1] > lag) lag = i.lag[1];
-    check(p.wave == 0 || !i.by_row, "program: a wavefront has an instruction of whole rows");
-  }
-  const bool by_row = whole_rows || p.wave == 0;
-  const int64_t duration = by_row ? p.height : p.width + lag + p.wave * (p.height - 1);
-  check(first >= 0 && first <= last && last <= duration, "first and last must be within 0 ... ", duration, ", got ",
-        first, " and ", last);
-  check(top >= 0 && top <= p.height, "top must be within 0 ... ", p.height, ", got ", top);
+  decoded.check_moments(first, last, whole_rows, top);
   if (n == 0) return;
   const Members members = members_for(decoded, n);
   const SamplingCall call{p,
-                          {mixtures > 0, mixtures, levels, temperature, quantize},
+                          head,
                           types,
                           aligned(packed.const_data_ptr()),
                           state.data_ptr(),

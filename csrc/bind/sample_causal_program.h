@@ -5,18 +5,14 @@
 #include <cstring>
 #include <vector>
 
-#include "bind/tensors.h"
-#include "cpu/sample_causal.h"
+#include "bind/check.h"
+#include "sampling_program.h"
 
 namespace vidgen {
 
 class DecodedProgram {
  public:
-  explicit DecodedProgram(const Tensor& words) {
-    check(words.is_cpu() && words.dim() == 1 && words.scalar_type() == ScalarType::Long && words.is_contiguous(),
-          "program must be a contiguous 1-d int64 tensor on the CPU");
-    next_ = static_cast<const int64_t*>(words.const_data_ptr());
-    end_ = next_ + words.numel();
+  DecodedProgram(const int64_t* words, int64_t count) : next_(words), end_(words + count) {
     header();
     for (int64_t b = 0; b < p_.buffer_count; ++b) buffer();
     for (int64_t step = 0; step < p_.steps; ++step) draw();
@@ -37,6 +33,20 @@ class DecodedProgram {
     int64_t sum = 0;
     for (const SamplingBuffer& b : buffers_) sum += int64_t(b.rows) * b.columns * images * b.channels;
     return sum;
+  }
+
+  // What a call may run; see the schema.
+  void check_moments(int64_t first, int64_t last, bool whole_rows, int64_t top) const {
+    int64_t lag = 0;
+    for (const SamplingInstruction& i : instructions_) {
+      if (i.lag[1] > lag) lag = i.lag[1];
+      check(p_.wave == 0 || !i.by_row, "program: a wavefront has an instruction of whole rows");
+    }
+    const bool by_row = whole_rows || p_.wave == 0;
+    const int64_t duration = by_row ? p_.height : p_.width + lag + p_.wave * (p_.height - 1);
+    check(first >= 0 && first <= last && last <= duration, "first and last must be within 0 ... ", duration, ", got ",
+          first, " and ", last);
+    check(top >= 0 && top <= p_.height, "top must be within 0 ... ", p_.height, ", got ", top);
   }
 
   // Elements of a linear instruction's weight and bias.

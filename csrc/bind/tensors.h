@@ -12,21 +12,14 @@
 #include <new>
 #include <optional>
 #include <sstream>
-#include <stdexcept>
 #include <string>
+
+#include "bind/check.h"
 
 namespace vidgen {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-template <typename... Parts>
-void check(bool holds, const Parts&... sentence) {
-  if (holds) return;
-  std::ostringstream text;
-  (text << ... << sentence);
-  throw std::runtime_error(text.str());
-}
 
 inline std::string sizes_of(const Tensor& t) {
   std::ostringstream text;

@@ -59,10 +59,10 @@ def test_case_names_are_unique_and_the_full_set_holds_both_networks() -> None:
     assert names[:2] == [case.name for case in bench.cases(device="cpu", full=False)]
 
 
-def test_a_gpu_measures_graphs_beside_eager_and_full_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_measures_every_executor_beside_eager_and_full_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     case = bench._case(bench.Problem("small", "small", SMALL["pixelcnn"], 1, "cuda"))
     assert case.device == "cuda"
-    assert [c.name for c in case.contenders[3:]] == ["vidgen, graph", "vidgen, eager"]
+    assert [c.name for c in case.contenders[3:]] == ["vidgen, persistent", "vidgen, graph", "vidgen, eager"]
     monkeypatch.setattr(bench, "_case", lambda problem: (problem.name, problem.device))
     names = [f"{network}-{n}" for network in ("pixelcnn", "pixelcnnpp") for n in (1, 16)]
     assert bench.cases(device="cuda", full=False) == [(name, "cuda") for name in names]

@@ -37,9 +37,11 @@ class Emulation:
         self.source, self.folder = Path(__file__).with_name(f"emulate_{op}.cpp"), folder
 
     def _program(self, sanitizer: str) -> Path:
-        program = self.folder / sanitizer.replace(",", "_")
+        program = self.folder / (sanitizer or "plain").replace(",", "_")
         if not program.exists():
-            flags = ["-std=c++20", "-O1", "-w", "-pthread", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+            flags = ["-std=c++20", "-O1", "-w", "-pthread"]
+            if sanitizer:
+                flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
             if sanitizer == "thread":  # by volatile numbers threads tell each other how far they are
                 flags.append("--param=tsan-distinguish-volatile=1")
             include = ["-I", str(ROOT / "csrc"), "-isystem", cuda_include()]

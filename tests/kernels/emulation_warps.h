@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -59,7 +60,8 @@ emulation_switch:
 #include <ucontext.h>
 #endif
 
-static uint3 threadIdx, blockIdx;
+static thread_local uint3 threadIdx, blockIdx;
+static dim3 gridDim;
 
 namespace emulation {
 
@@ -104,21 +106,29 @@ struct Fiber {
   unsigned index;
   double slots[2];  // what a lane shows the others; two, as the next exchange may begin before all have looked
   unsigned exchanges, barriers;  // of this block, so far
+  int vote;
   void* tsan = nullptr;
   void* asan = nullptr;
+#if defined(__SANITIZE_THREAD__)
+  ~Fiber() { __tsan_destroy_fiber(tsan); }
+#endif
 };
 
-static std::vector<std::unique_ptr<Fiber>> fibers;
-static Fiber* current;
-static Context scheduler;
-static void *scheduler_tsan, *scheduler_asan;
-static const void* scheduler_stack;
-static size_t scheduler_stack_size;
-static void (*job)(const void*);
-static const void* job_arguments;
+// Of one thread of the system, which plays one block after the other, or one of those that run together.
+static thread_local std::vector<std::unique_ptr<Fiber>> fibers;
+static thread_local Fiber* current;
+static thread_local Context scheduler;
+static thread_local void *scheduler_tsan, *scheduler_asan;
+static thread_local const void* scheduler_stack;
+static thread_local size_t scheduler_stack_size;
+static thread_local void (*job)(const void*);
+static thread_local const void* job_arguments;
+// Whether blocks of other threads may raise the count that everybody waits for.
+static thread_local bool others_run;
 // What ThreadSanitizer takes for the order of things: blocks, fences, and barriers, one and the next (whoever passes
 // one late must not see what others did after it).
-static char begun, ended, fences, barriers[2];
+static thread_local char begun, ended, barriers[2];
+static char fences;
 
 [[noreturn]] static void fail(const char* why) {
   std::fprintf(stderr, "emulation: %s\n", why);
@@ -202,7 +212,7 @@ UNSEEN static bool turn(std::unique_ptr<Fiber>* lanes, int count) {
 UNSEEN static void run_block(unsigned threads) {
   for (unsigned i = 0; i < threads; ++i)
     fibers[i]->state = State::ready, fibers[i]->exchanges = fibers[i]->barriers = 0;
-  for (int idle = 0; idle < 1000;) {
+  for (int idle = 0; idle < (others_run ? 100'000'000 : 1000);) {
     bool moved = false;
     for (unsigned first = 0; first < threads; first += kWarp)
       moved |= turn(&fibers[first], int(std::min<unsigned>(kWarp, threads - first)));
@@ -219,6 +229,7 @@ UNSEEN static void run_block(unsigned threads) {
         if (fibers[i]->state != State::done) fibers[i]->state = State::ready;
       }
     idle = moved && asleep < threads - done ? 0 : idle + 1;
+    if (others_run && asleep > 0) std::this_thread::yield();
   }
   fail("everybody waits, and nobody will come");
 }
@@ -230,16 +241,21 @@ struct Call {
 };
 
 template <class Arguments>
-UNSEEN cudaError_t launch(void (*kernel)(Arguments), dim3 grid, dim3 block, void** pointers, size_t, cudaStream_t) {
-  if (block.x > 1024 || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidConfiguration;
-  const Call<Arguments> call{kernel, *static_cast<Arguments*>(pointers[0])};
-  need(block.x);
+UNSEEN void take_up(const Call<Arguments>& call, unsigned threads) {
+  need(threads);
   job_arguments = &call;
   job = [](const void* what) {
     const auto* const call = static_cast<const Call<Arguments>*>(what);
     call->kernel(call->arguments);
   };
+}
+
+template <class Arguments>
+UNSEEN cudaError_t launch(void (*kernel)(Arguments), dim3 grid, dim3 block, void** pointers, size_t, cudaStream_t) {
+  if (block.x > 1024 || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidConfiguration;
+  const Call<Arguments> call{kernel, *static_cast<Arguments*>(pointers[0])};
+  take_up(call, block.x);
   for (unsigned z = grid.z; z-- > 0;)
     for (unsigned y = grid.y; y-- > 0;)
       for (unsigned x = grid.x; x-- > 0;) {
@@ -248,6 +264,26 @@ UNSEEN cudaError_t launch(void (*kernel)(Arguments), dim3 grid, dim3 block, void
         run_block(block.x);
         __tsan_acquire(&ended);
       }
+  return cudaSuccess;
+}
+
+// Blocks that run together: each is a thread of the system, and what is shared by its threads that thread's own.
+template <class Arguments>
+UNSEEN cudaError_t launch_together(void (*kernel)(Arguments), dim3 grid, dim3 block, void** pointers, size_t,
+                                   cudaStream_t) {
+  const Call<Arguments> call{kernel, *static_cast<Arguments*>(pointers[0])};
+  gridDim = grid;
+  std::vector<std::thread> blocks;
+  for (unsigned x = grid.x; x-- > 0;)
+    blocks.emplace_back([&call, x, block] {
+      others_run = true;
+      take_up(call, block.x);
+      blockIdx = {x, 0, 0};
+      __tsan_release(&begun);
+      run_block(block.x);
+      __tsan_acquire(&ended);
+    });
+  for (std::thread& each : blocks) each.join();
   return cudaSuccess;
 }
 
@@ -273,6 +309,30 @@ static void __threadfence_block() {
   __tsan_acquire(&emulation::fences);
 }
 
+static void __threadfence() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  __threadfence_block();
+}
+
+UNSEEN static unsigned atomicAdd(unsigned* count, unsigned more) {
+  return __atomic_fetch_add(count, more, __ATOMIC_RELAXED);
+}
+
+// Reads past L1.
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
+}
+
+UNSEEN static int __syncthreads_or(int vote) {
+  emulation::current->vote = vote;
+  __syncthreads();
+  int any = 0;
+  for (const auto& fiber : emulation::fibers) any |= fiber->vote;
+  __syncthreads();
+  return any != 0;
+}
+
 // Orders no memory, as on a GPU.
 template <class T>
 UNSEEN T __shfl_xor_sync(unsigned, T value, int mask) {
@@ -283,14 +343,24 @@ UNSEEN T __shfl_xor_sync(unsigned, T value, int mask) {
   return T(emulation::fibers[self->index ^ unsigned(mask)]->slots[slot]);
 }
 
+template <class T>
+UNSEEN T __shfl_sync(unsigned, T value, int from) {
+  auto* const self = emulation::current;
+  const unsigned slot = self->exchanges++ % 2;
+  self->slots[slot] = value;
+  emulation::back(emulation::State::at_exchange);
+  return T(emulation::fibers[self->index / emulation::kWarp * emulation::kWarp + unsigned(from)]->slots[slot]);
+}
+
 static float emulated_rsqrt(float x) { return 1 / std::sqrt(x); }
 static double emulated_rsqrt(double x) { return 1 / std::sqrt(x); }
 
 #define rsqrtf emulated_rsqrt
 #define rsqrt emulated_rsqrt
 #define cudaLaunchKernel emulation::launch
+#define cudaLaunchCooperativeKernel emulation::launch_together
 #undef __shared__
-#define __shared__ static
+#define __shared__ static thread_local
 #ifndef __launch_bounds__
 #define __launch_bounds__(...)
 #endif

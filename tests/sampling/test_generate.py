@@ -220,7 +220,7 @@ ONES = torch.ones(1, 2, 2, dtype=torch.uint8)
         (
             {"impl": "cached"},
             ValueError,
-            "impl: expected None or one of 'cpu', 'graph', 'eager', 'naive', got 'cached'",
+            "impl: expected None or one of 'cpu', 'persistent', 'graph', 'eager', 'naive', got 'cached'",
         ),
         ({"known": ONES}, TypeError, "known: expected a pair"),
         ({"known": (ONES, ONES)}, TypeError, "known: expected a bool mask"),

@@ -103,6 +103,8 @@ def source_hash(op: str, backend: str) -> str:
         except OSError:
             return ""
     family = re.sub(r"_grad_\w+$", "", op)  # an op and its gradients live in one file
+    if (op, backend) == ("sampling", "persistent"):
+        family = "sample_causal"  # the executor's kernel
     if backend == "triton":
         try:
             return triton_hash(PACKAGE / "kernels", family)

@@ -54,8 +54,8 @@ def sample(
         columns: images in a row of the picture; about a square if not given.
         scale: screen pixels per image pixel; images get about 48 pixels high if not given.
         device: where to compute; auto takes a GPU if PyTorch sees one.
-        impl: how to draw: "cpu", "graph" and "eager" compute for each pixel what it adds, "naive" runs the network anew
-            for each; the first that fits the model if not given.
+        impl: how to draw: "cpu", "persistent" (a CUDA kernel), "graph" (CUDA graphs) and "eager" compute for each pixel
+            what it adds, "naive" runs the network anew for each; the first that fits the model if not given.
         progress: show a progress bar; if not given, on a terminal only.
     """
     import torch

@@ -5,6 +5,7 @@ the reason why it cannot draw from a model, and ``run(prepared, request)``. All 
 they differ in speed alone.
 
     cpu     the plan's program in C++: a call of an op runs a row, or what a wavefront needs to finish one
+    persistent  the plan's program in one CUDA kernel whose blocks stay and meet: a launch runs what a call of cpu does
     graph   the plan's program as CUDA graphs, captured once and replayed for every row and pixel
     eager   the plan's program in plain PyTorch, on any device
     naive   one full forward pass of the network for every step
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from vidgen.ops.gate import gate
-from vidgen.sampling import graphed
+from vidgen.sampling import graphed, persistent
 from vidgen.sampling.interpreter import run_program
 from vidgen.sampling.native import NativeProgram, supports
+from vidgen.sampling.persistent import PersistentProgram
 from vidgen.sampling.plan import Plan, trace
 from vidgen.sampling.program import Program
 from vidgen.sampling.schedule import NotCausalError
@@ -167,6 +169,13 @@ def _prepare_cpu(
     return model, plan, plan.native_narrow
 
 
+def _prepare_persistent(model: Any, plan: Plan | None, weight_dtype: torch.dtype | None = None) -> tuple[Any, Plan]:
+    model, plan = _prepare_eager(model, plan, weight_dtype)
+    if reason := persistent.supports(plan.dtype, plan.device, model.head):
+        raise UnsupportedError(reason)
+    return model, plan
+
+
 def _prepare_eager(model: Any, plan: Plan | None, weight_dtype: torch.dtype | None = None) -> tuple[Any, Plan]:
     plan = _planned(model, plan)
     if weight_dtype not in (None, plan.dtype):
@@ -212,7 +221,7 @@ def _prepare_naive(model: Any, plan: Plan | None, weight_dtype: torch.dtype | No
     return model
 
 
-def _run_cpu(prepared: tuple[Any, Plan, NativeProgram], request: Request) -> Tensor:
+def _run_native(prepared: tuple[Any, Plan, NativeProgram | PersistentProgram], request: Request) -> Tensor:
     model, plan, native = prepared
 
     def start(program: Program, state: Tensor, canvas: Tensor, top: int) -> Run:
@@ -237,6 +246,11 @@ def _run_cpu(prepared: tuple[Any, Plan, NativeProgram], request: Request) -> Ten
         return run
 
     return _by_rows(request, plan, start)
+
+
+def _run_persistent(prepared: tuple[Any, Plan], request: Request) -> Tensor:
+    model, plan = prepared
+    return _run_native((model, plan, plan.persistent), request)
 
 
 def _run_naive(model: Any, request: Request) -> Tensor:
@@ -269,12 +283,14 @@ def _run_naive(model: Any, request: Request) -> Tensor:
 
 
 EXECUTORS = (
-    Executor("cpu", _prepare_cpu, _run_cpu),
+    Executor("cpu", _prepare_cpu, _run_native),
+    Executor("persistent", _prepare_persistent, _run_persistent, gated=True),
     Executor("graph", _prepare_graph, _run_graph, gated=True),
     Executor("eager", _prepare_eager, _run_eager),
     Executor("naive", _prepare_naive, _run_naive),
 )
 """In order of preference: ``impl=None`` takes the first that can draw from the model."""
+
 
 _warned: set[tuple[str, str]] = set()
 

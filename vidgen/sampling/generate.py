@@ -59,16 +59,16 @@ def generate(
     """Draws images.
 
     A causal network need not be run anew for every pixel: `vidgen.sampling.trace` derives from one forward pass what
-    each pixel adds, and the executors "cpu" (C++), "graph" (CUDA graphs) and "eager" (plain PyTorch, any device)
-    compute just that. "graph" captures its graphs when a plan first draws a batch of a size, so give it a ``plan`` to
-    draw again; it is a default only where it has been tested on such a GPU (`vidgen.ops.gate`).
+    each pixel adds, and the executors "cpu" (C++), "persistent" (one CUDA kernel whose blocks stay on the GPU and meet
+    there), "graph" (CUDA graphs) and "eager" (plain PyTorch, any device) compute just that. "graph" captures its graphs
+    when a plan first draws a batch of a size, so give it a ``plan`` to draw again.
 
     The noise is counter-based: sub-pixel (channel, row, column) of image i uses Philox4x32-10 of key ``seed`` and
     counter (i, row, column, channel). Image i is therefore the same image whatever ``n`` and ``batch_size`` are: to the
-    bit with the executor "cpu", with the others where PyTorch's kernels give an image the same bits in any batch, which
-    "eager" and "graph" ask of them image by image. Executors add up in different orders: in float64 they draw the same
-    images; in float32 a difference in the last bit flips a draw somewhere in about a third of 32×32×3 images, and what
-    follows is another, equally good image.
+    bit with the executors "cpu" and "persistent", with the others where PyTorch's kernels give an image the same bits
+    in any batch, which "eager" and "graph" ask of them image by image. Executors add up in different orders: in float64
+    they draw the same images; in float32 a difference in the last bit flips a draw somewhere in about a third of
+    32×32×3 images, and what follows is another, equally good image.
 
     Args:
         model: an autoregressive model; it is run in eval mode, on its own device, and left in the mode it was in.
@@ -82,8 +82,11 @@ def generate(
         seed: 0 … 2**64 − 1.
         quantize: True rounds every value to a grey level before the next step sees it. False leaves the values of a
             continuous head unrounded and returns them.
-        impl: the executor: "cpu", "graph", "eager" or "naive" (a full forward pass per step); None takes the first of
-            these that can draw from the model, with a warning where that is "naive" or "graph" has not been tested.
+        impl: the executor: "cpu", "persistent", "graph", "eager" or "naive" (a full forward pass per step); None takes
+            the first of these that can draw from the model, with a warning where that is "naive". "persistent" draws
+            from float32 and float64 models on a GPU with cooperative launches, "graph" on any, both with one of
+            vidgen's heads; unless they are named, only where `make gpu` has tested them on such a GPU
+            (`vidgen.ops.gate`), with a warning where it has not.
         progress: True or False; None shows a bar on a terminal.
         batch_size: images drawn at once; None draws all at once.
         first_image: number of the first image, to continue a series: ``generate(m, 4, first_image=4)`` are images 4 … 7

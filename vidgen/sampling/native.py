@@ -113,6 +113,22 @@ class NativeProgram:
         )
 
 
+def program_words(program: Program) -> Tensor:
+    """A program as the kernels check and read it: int64 (words,)."""
+    return torch.tensor(list(_words(program)), dtype=torch.int64)
+
+
+def program_numbers(program: Program, dtype: torch.dtype) -> Tensor:
+    """Of every linear instruction the weight and then the bias, one after the other, on the CPU: (numbers,)."""
+    numbers = []
+    for instruction in program.instructions:
+        if isinstance(instruction, Linear):
+            numbers.append(instruction.weight.detach().reshape(-1))
+            if instruction.bias is not None:
+                numbers.append(instruction.bias.detach().reshape(-1))
+    return torch.cat([n.to("cpu", dtype) for n in numbers]) if numbers else torch.zeros(0, dtype=dtype)
+
+
 def compile_program(program: Program, dtype: torch.dtype, *, narrow_weights: bool = False) -> NativeProgram:
     """Writes a program's words and packs its weights.
 
@@ -121,15 +137,8 @@ def compile_program(program: Program, dtype: torch.dtype, *, narrow_weights: boo
         dtype: float32 or float64, of the state.
         narrow_weights: round weights to bfloat16; for float32.
     """
-    words = torch.tensor(list(_words(program)), dtype=torch.int64)
-    numbers = []
-    for instruction in program.instructions:
-        if isinstance(instruction, Linear):
-            numbers.append(instruction.weight.detach().reshape(-1))
-            if instruction.bias is not None:
-                numbers.append(instruction.bias.detach().reshape(-1))
-    joined = torch.cat([n.to("cpu", dtype) for n in numbers]) if numbers else torch.zeros(0, dtype=dtype)
-    packed = torch.ops.vidgen.sample_causal_pack(words, joined, narrow_weights)
+    words = program_words(program)
+    packed = torch.ops.vidgen.sample_causal_pack(words, program_numbers(program, dtype), narrow_weights)
     return NativeProgram(words, packed, narrow_weights)
 
 
@@ -137,6 +146,11 @@ def supports(dtype: torch.dtype, device: torch.device, head: object) -> str | No
     """None, or why the kernel cannot draw from a model."""
     if device.type != "cpu":
         return f"it runs on the CPU, the model is on {device}"
+    return supports_numbers(dtype, head)
+
+
+def supports_numbers(dtype: torch.dtype, head: object) -> str | None:
+    """None, or why no native kernel can draw from a model of such numbers and head."""
     if dtype not in (torch.float32, torch.float64):
         return f"it computes float32 and float64, the model {dtype}"
     # a class of the user's own may draw otherwise

@@ -14,6 +14,7 @@ from vidgen.sampling.build import build_program
 from vidgen.sampling.graph import ConstantNode
 from vidgen.sampling.graphed import GraphedPlan
 from vidgen.sampling.native import NativeProgram, compile_program
+from vidgen.sampling.persistent import PersistentProgram
 from vidgen.sampling.program import Linear, Pointwise, Program
 from vidgen.sampling.schedule import Schedule
 from vidgen.sampling.sharing import share_buffers
@@ -61,6 +62,11 @@ class Plan:
     def native_narrow(self) -> NativeProgram:
         """`native` with weights rounded to bfloat16, for float32 networks."""
         return compile_program(self.best_program, self.dtype, narrow_weights=True)
+
+    @cached_property
+    def persistent(self) -> PersistentProgram:
+        """`best_program` for the persistent CUDA kernel, with a packed copy of the weights; as `native`."""
+        return PersistentProgram(self.best_program, self.dtype, self.device)
 
     @cached_property
     def graphed(self) -> GraphedPlan:
