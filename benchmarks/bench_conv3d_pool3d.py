@@ -40,7 +40,7 @@ def cases(*, device: str, full: bool) -> list[Case]:
     forward = [_cpu_case(problem, full) for problem in (FULL if full else QUICK)]
     backward = [_cpu_backward_case(SMALL_C3D, wrt_x=False)]
     if full:
-        backward.append(_cpu_backward_case(RESIDUAL[1], wrt_x=True))
+        backward += [_cpu_backward_case(problem, wrt_x=True) for problem in RESIDUAL]
     return [*forward, *backward]
 
 

@@ -172,6 +172,37 @@ ODD = (
     Problem("odd 24 to 100", (1, 24, *_ODD_SIZE), (Layer(100, pool=_TWO),)),
 )
 
+
+def _inception(cin: int, cout: int, kernel: int, size: Size) -> Problem:
+    """A branch of I3D (Carreira and Zisserman 2017) with GoogLeNet's 5-tap kernels."""
+    return Problem(f"I3D {cin} to {cout}", (1, cin, *size), (Layer(cout, (kernel,) * 3),))
+
+
+def _factorised(cin: int, cout: int, kernel: Size, size: Size) -> Problem:
+    """Half of a 3×3×3 convolution of R(2+1)D-18 (Tran et al. 2018)."""
+    return Problem(f"R(2+1)D {cin} to {cout}", (1, cin, *size), (Layer(cout, kernel),))
+
+
+INCEPTION = (
+    _inception(192, 64, 1, (8, 28, 28)),
+    _inception(64, 256, 1, (8, 28, 28)),
+    _inception(480, 192, 1, (8, 14, 14)),
+    _inception(512, 24, 1, (8, 14, 14)),
+    _inception(832, 384, 1, (4, 7, 7)),
+    _inception(16, 48, 5, (8, 28, 28)),
+    _inception(32, 96, 5, (8, 14, 14)),
+    _inception(48, 128, 5, (4, 7, 7)),
+    _inception(160, 320, 3, (4, 7, 7)),
+)
+FACTORISED = (
+    _factorised(64, 144, (1, 3, 3), (8, 56, 56)),
+    _factorised(144, 64, (3, 1, 1), (8, 56, 56)),
+    _factorised(256, 576, (1, 3, 3), (4, 14, 14)),
+    _factorised(576, 256, (3, 1, 1), (4, 14, 14)),
+    _factorised(512, 1152, (1, 3, 3), (2, 7, 7)),
+    _factorised(1152, 512, (3, 1, 1), (2, 7, 7)),
+)
+
 # a frame is a clip of depth 1
 VGG = (
     Problem("VGG 64", (1, 64, 1, 224, 224), (Layer(64, (1, 3, 3), _FLAT),)),
@@ -187,5 +218,18 @@ TOY = (
 SMALL_C3D = Problem("small C3D", (16, 3, 16, 32, 32), c3d(16))
 
 QUICK = (trunk(1), *C3D_LAYERS, RESIDUAL[0], ODD[1], VGG[1], TOY[0])
-FULL = (*QUICK, *RESIDUAL[1:], ODD[0], ODD[2], VGG[0], VGG[2], TOY[1], net(1), trunk(8), net(8))
+FULL = (
+    *QUICK,
+    *RESIDUAL[1:],
+    *INCEPTION,
+    *FACTORISED,
+    ODD[0],
+    ODD[2],
+    VGG[0],
+    VGG[2],
+    TOY[1],
+    net(1),
+    trunk(8),
+    net(8),
+)
 CUDA = (trunk(8), *C3D_LAYERS)

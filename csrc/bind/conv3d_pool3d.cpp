@@ -56,6 +56,7 @@ Conv3dPool3d problem(const Sizes& weight, const Sizes& in_size, const Sizes& pad
     p.pool[i] = 1;
     p.pooled_size[i] = p.out_size[i];
   }
+  p.row_channels = p.in_channels;
   p.dtype = kernel_dtype(dtype);
   return p;
 }
@@ -162,11 +163,73 @@ Conv3dForm form_of(const Conv3dPool3d& p, const Tensor& packed, bool only_direct
   return Conv3dForm::direct;
 }
 
+// Axes along which the kernel has one tap and nothing is pooled are one long axis where memory has them so.
+void join_axes(Conv3dPool3d& p, ClipView& x, ClipView& out) {
+  auto joined = [&](int outer) {
+    if (p.kernel[outer] * p.pool[outer] * p.kernel[2] * p.pool[2] != 1) return false;
+    if (p.in_size[outer] > 1 &&
+        (x.stride[outer] != x.stride[2] * p.in_size[2] || out.stride[outer] != out.stride[2] * p.out_size[2]))
+      return false;
+    for (int64_t* size : {p.in_size, p.out_size, p.pooled_size}) size[2] *= size[outer], size[outer] = 1;
+    return true;
+  };
+  if (joined(1)) joined(0);
+}
+
+void compute(const Conv3dPool3d& p, Conv3dForm form, int64_t batch, const ClipView& x, const Tensor& packed,
+             const void* bias, const Conv3dTarget& target) {
+  const Conv3dSchedule schedule = kernels().schedule(p, form, batch, torch::stable::get_num_threads(), cache_bytes());
+  const char* bytes = static_cast<const char*>(packed.const_data_ptr()) + sizeof(PackedHeader);
+  parallel_tasks(schedule.tasks, schedule.scratch_bytes, [&](int64_t task, void* memory) {
+    kernels().run(p, form, schedule, batch, x, bytes, bias, target, task, memory);
+  });
+}
+
+// As `compute`, with a weight that is packed for this call: as a whole, or in parts of its output channels, each a
+// convolution by itself.
+void pack_and_compute(const Conv3dPool3d& p, Conv3dForm form, int64_t batch, const ClipView& x, const Tensor& weight,
+                      const void* bias, const Conv3dTarget& target) {
+  const int64_t step = kernels().packed_at_once(p, form, batch, torch::stable::get_num_threads(), cache_bytes());
+  if (step >= p.out_channels) return compute(p, form, batch, x, pack_form(p, form, weight), bias, target);
+  auto part_of = [&](int64_t first) {
+    Conv3dPool3d part = p;
+    part.out_channels = std::min(step, p.out_channels - first);
+    return part;
+  };
+  // the first part is the largest
+  const Conv3dPool3d largest = part_of(0);
+  auto aligned = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+  const size_t packed = aligned(kernels().packed_bytes(largest, form));
+  const size_t packing = aligned(kernels().pack_scratch_bytes(largest, form));
+  const size_t computing = kernels().schedule(largest, form, batch, 1, cache_bytes()).scratch_bytes;
+  const int64_t parts = (p.out_channels + step - 1) / step, size = weight.element_size();
+  const int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
+  const Tensor dense = torch::stable::contiguous(weight);
+  const char* weights = static_cast<const char*>(dense.const_data_ptr());
+  parallel_tasks(parts, packed + std::max(packing, computing), [&](int64_t index, void* memory) {
+    const int64_t first = index * step;
+    const Conv3dPool3d part = part_of(first);
+    char *own = static_cast<char*>(memory), *scratch = own + packed;
+    const char* from = weights + first * taps * (p.adjoint ? 1 : p.in_channels) * size;
+    for (int64_t task = 0; task < kernels().pack_tasks(part, form); ++task)
+      kernels().pack(part, form, from, own, task, scratch);
+    auto shifted = [&](ClipView clips) {
+      clips.data = static_cast<char*>(clips.data) + first * clips.channel_stride * size;
+      return clips;
+    };
+    const ClipView grad = target.grad == nullptr ? ClipView{} : shifted(*target.grad);
+    const Conv3dTarget to{shifted(target.out), target.grad == nullptr ? nullptr : &grad};
+    const void* own_bias = bias == nullptr ? nullptr : static_cast<const char*>(bias) + first * size;
+    const Conv3dSchedule schedule = kernels().schedule(part, form, batch, 1, cache_bytes());
+    for (int64_t task = 0; task < schedule.tasks; ++task)
+      kernels().run(part, form, schedule, batch, x, own, own_bias, to, task, scratch);
+  });
+}
+
 // y (or with `grad` the gradient of z) from x; `out` may have any layout.
 void convolve(const Conv3dPool3d& p, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& packed,
               const void* bias, const Tensor& out, const Tensor* grad, bool only_direct) {
   const Conv3dForm form = packed.has_value() ? form_of(p, *packed, only_direct) : kernels().choose(p, only_direct);
-  const Tensor weights = packed.has_value() ? *packed : pack_form(p, form, weight);
   const Tensor read = form == Conv3dForm::direct ? x : with_adjacent_channels(x);
   const int64_t written[] = {out.size(2), out.size(3), out.size(4)};
   // the direct form also writes planes of columns, where it stores its sums as they are
@@ -177,14 +240,14 @@ void convolve(const Conv3dPool3d& p, const Tensor& x, const Tensor& weight, cons
   const ClipView gradient = grad == nullptr ? ClipView{} : readable(routed);
   const Conv3dTarget target{writable(result), grad == nullptr ? nullptr : &gradient};
 
-  auto run = [&](const Conv3dPool3d& part, const Conv3dTarget& to) {
-    const int64_t batch = x.size(0), threads = torch::stable::get_num_threads();
-    const Conv3dSchedule schedule = kernels().schedule(part, form, batch, threads, cache_bytes());
-    const ClipView clips = readable(read);
-    const char* bytes = static_cast<const char*>(weights.const_data_ptr()) + sizeof(PackedHeader);
-    parallel_tasks(schedule.tasks, schedule.scratch_bytes, [&](int64_t task, void* memory) {
-      kernels().run(part, form, schedule, batch, clips, bytes, bias, to, task, memory);
-    });
+  auto run = [&](Conv3dPool3d part, Conv3dTarget to) {
+    ClipView clips = readable(read);
+    if (grad == nullptr) join_axes(part, clips, to.out);
+    if (packed.has_value()) {
+      compute(part, form, x.size(0), clips, *packed, bias, to);
+    } else {
+      pack_and_compute(part, form, x.size(0), clips, weight, bias, to);
+    }
   };
   if (kernels().pools_within(p, form)) {
     run(p, target);
@@ -264,6 +327,7 @@ Tensor grad_input(Tensor grad, Tensor weight, Sizes padding, std::string algorit
   std::swap(exchanged[0], exchanged[1]);
   Conv3dPool3d p = problem(exchanged, clip_size(grad), around, grad.scalar_type());
   p.adjoint = true;
+  p.row_channels = p.out_channels;
   Tensor out = empty_clip(grad.size(0), p.out_channels, p.out_size, grad, is_channels_last(grad));
   if (out.numel() > 0) convolve(p, grad, weight, std::nullopt, nullptr, out, nullptr, direct_only(algorithm));
   return out;

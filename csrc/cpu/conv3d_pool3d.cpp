@@ -23,8 +23,8 @@ bool pools_within(const Conv3dPool3d& p, Conv3dForm form) {
 double multiply_adds(const Conv3dPool3d& p, Conv3dForm form) {
   double pairs = double(p.in_channels) * double(p.out_channels);
   if (form == Conv3dForm::direct) {
-    for (int axis = 0; axis < 3; ++axis) pairs *= double(p.out_size[axis] * p.kernel[axis]);
-    return pairs;
+    for (int axis = 1; axis < 3; ++axis) pairs *= double(p.out_size[axis] * p.kernel[axis]);
+    return pairs * planes_multiplied(p);
   }
   TileShape shape(p, form);
   return pairs * double(shape.per_clip(p)) * shape.slices * shape.points;
@@ -56,6 +56,12 @@ void pack(const Conv3dPool3d& p, Conv3dForm form, const void* weight, void* pack
     } else if constexpr (sizeof(E) < 8) {
       pack_slices<E>(p, form, weight, packed, task, scratch);
     }
+  });
+}
+
+int64_t packed_at_once(const Conv3dPool3d& p, Conv3dForm form, int64_t batch, int64_t threads, int64_t cache_bytes) {
+  return by_dtype(p.dtype, [&]<class E>(E*) {
+    return channels_at_once<E>(p, form, double(packed_bytes(p, form)), batch, threads, cache_bytes);
   });
 }
 
@@ -104,7 +110,7 @@ void combine(const Conv3dPool3d& p, const Conv3dGradWeightPlan& plan, const void
 }  // namespace
 
 const Conv3dPool3dTable conv3d_pool3d = {
-    choose,   supports, pools_within, multiply_adds, pack_tasks,  pack_scratch_bytes, packed_bytes, pack,
-    schedule, run,      finish,       convert,       plan_weight, gradient_of_weight, combine};
+    choose,         supports, pools_within, multiply_adds, pack_tasks, pack_scratch_bytes, packed_bytes,       pack,
+    packed_at_once, schedule, run,          finish,        convert,    plan_weight,        gradient_of_weight, combine};
 
 }  // namespace vidgen::VIDGEN_ISA

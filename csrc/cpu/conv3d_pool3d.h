@@ -25,7 +25,8 @@ struct Conv3dPool3d {
   int64_t pool[3];      // windows, also their stride; 1: none
   int64_t pooled_size[3];
   bool relu;
-  bool adjoint;  // the weight's channel axes change places and its taps run backwards
+  bool adjoint;          // the weight's channel axes change places and its taps run backwards
+  int64_t row_channels;  // of the weight's second axis: more than used where a part of an adjoint is computed
   Dtype dtype;
 
   bool pools() const { return pool[0] * pool[1] * pool[2] > 1; }
@@ -75,6 +76,9 @@ struct Conv3dPool3dTable {
   size_t (*pack_scratch_bytes)(const Conv3dPool3d&, Conv3dForm);
   size_t (*packed_bytes)(const Conv3dPool3d&, Conv3dForm);
   void (*pack)(const Conv3dPool3d&, Conv3dForm, const void* weight, void* packed, int64_t task, void* scratch);
+  // For a weight that one call packs: the output channels that a thread packs into memory of its own and computes
+  // before it packs the next. All of them: the weight is better packed as a whole, by all threads for all.
+  int64_t (*packed_at_once)(const Conv3dPool3d&, Conv3dForm, int64_t batch, int64_t threads, int64_t cache_bytes);
 
   Conv3dSchedule (*schedule)(const Conv3dPool3d&, Conv3dForm, int64_t batch, int64_t threads, int64_t cache_bytes);
   // Computes one task. `bias` may be null; it has the dtype of the clips.

@@ -8,11 +8,11 @@
 #pragma once
 
 #include "conv3d_pool3d_finish.h"
+#include "conv3d_pool3d_pointwise.h"
 #include "stage.h"
 
 namespace vidgen::VIDGEN_ISA {
 
-constexpr int64_t kConvChunk = 128;          // rows of B per visit: keeps the error below twice an eager convolution's
 constexpr int64_t kBlockPixels = 512;        // of one task, about
 constexpr int64_t kStagedBytes = 512 << 10;  // of one task's input, at most if a window allows it
 
@@ -35,15 +35,29 @@ void pack_conv3d_direct(const Conv3dPool3d& p, const void* weight, void* packed,
   using S = Staged<E>;
   int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
   Conv3dDirectWeights<S> layout(p);
-  PackTask<E> part(p.in_channels, p.out_channels, taps, p.adjoint, weight, task);
+  PackTask<E> part(p.in_channels, p.out_channels, p.row_channels, taps, p.adjoint, weight, task);
   int64_t width = Panels<S>(p.out_channels).vectors(part.panel) * kLanes<S>;
   S* b = const_cast<S*>(layout.panel(packed, part.panel));
+  auto put = [&](int64_t in, int64_t tap, Vec<E> v) {
+    store_depth(b, width, tap * layout.channel_pitch + in, part.column, v);
+  };
+  if (!p.adjoint) {
+    // the taps of all input channels are one run
+    int64_t in = part.first, tap = 0;
+    for_each_weight(part.weight + in * taps, part.lane_stride, part.lanes_used, (part.last - in) * taps, part.end,
+                    [&](int64_t, Vec<E> v) {
+                      put(in, tap, v);
+                      if (++tap == taps) tap = 0, ++in;
+                    });
+    return;
+  }
   for (int64_t in = part.first; in < part.last; ++in) {
-    for_each_tap(part.weight + in * part.in_stride, part.lane_stride, part.lanes_used, taps,
-                 [&](int64_t tap, Vec<E> v) {
-                   if (p.adjoint) tap = taps - 1 - tap;
-                   store_depth(b, width, tap * layout.channel_pitch + in, part.column, v);
-                 });
+    if (taps == 1) {
+      const E* from = part.weight + in * part.in_stride;
+      put(in, 0, part.lanes_used == kLanes<E> ? load(from) : load(from, part.lanes_used));
+    } else {
+      part.for_each_tap(in, taps, [&](int64_t tap, Vec<E> v) { put(in, taps - 1 - tap, v); });
+    }
   }
 }
 
@@ -59,10 +73,11 @@ struct Conv3dDirectTask {
     pitch = round_up(p.in_channels, kDepthStep<S>);
     columns = block[2] + p.kernel[2] - 1;
     rows = block[1] + p.kernel[1] - 1;
-    staged = arena.take<S>((block[0] + p.kernel[0] - 1) * rows * columns * pitch);
+    int64_t pixels = (block[0] + p.kernel[0] - 1) * rows * columns, outputs = block[0] * block[1] * block[2];
+    if (is_pointwise(p)) pixels = outputs = larger(outputs, kSlabPixels);
+    staged = arena.take<S>(pixels * pitch);
     run = arena.take<Run>(p.kernel[0] * p.kernel[1]);
-    sums = arena.take<Acc<S>>(block[0] * block[1] * block[2] *
-                              smaller(kPanel<S>, Panels<S>(p.out_channels).padded_channels()));
+    sums = arena.take<Acc<S>>(outputs * smaller(kPanel<S>, Panels<S>(p.out_channels).padded_channels()));
   }
 
   void list_runs(const Conv3dPool3d& p) {
@@ -117,7 +132,8 @@ Conv3dSchedule schedule_conv3d_direct(const Conv3dPool3d& p, int64_t batch, int6
     while (s.block[axis] < limit) {
       int64_t before = s.block[axis];
       s.block[axis] = smaller(limit, before + p.pool[axis]);
-      if (s.block[0] * s.block[1] * s.block[2] <= kBlockPixels && staged() <= kStagedBytes) continue;
+      bool fits = is_pointwise(p) || staged() <= kStagedBytes;
+      if (s.block[0] * s.block[1] * s.block[2] <= kBlockPixels && fits) continue;
       s.block[axis] = before;
       break;
     }
@@ -130,10 +146,13 @@ Conv3dSchedule schedule_conv3d_direct(const Conv3dPool3d& p, int64_t batch, int6
     for (int axis = 0; axis < 3; ++axis) count *= divide_up(p.out_size[axis], s.block[axis]);
     return count;
   };
-  // a few tasks per thread, so that none waits long for another
-  for (int axis = 0; axis < 2; ++axis) {
-    while (tasks() < 4 * threads && s.block[axis] > p.pool[axis])
+  // a few tasks per thread, so that none waits long for another; but every task reads all weights
+  for (int axis = 0; axis < 3; ++axis) {
+    while (threads > 1 && s.block[axis] > p.pool[axis]) {
+      bool small = s.block[0] * s.block[1] * s.block[2] < kBlockPixels / 2;
+      if (tasks() >= (small ? threads : 4 * threads)) break;
       s.block[axis] = round_up(divide_up(s.block[axis], 2), p.pool[axis]);
+    }
   }
   s.tasks = tasks();
   Arena arena{nullptr};
@@ -178,6 +197,19 @@ void run_conv3d_direct(const Conv3dPool3d& p, const Conv3dSchedule& s, const Cli
   }
   Arena arena{static_cast<char*>(scratch)};
   Conv3dDirectTask<E> work(p, s.block, arena);
+  if constexpr (sizeof(E) == sizeof(Acc<E>)) {
+    if (stays_in_columns<E>(p, x, target)) {
+      int64_t last = first[2] + size[2], at[3];
+      for (at[0] = first[0]; at[0] < first[0] + size[0]; ++at[0]) {
+        for (at[1] = first[1]; at[1] < first[1] + size[1]; ++at[1]) {
+          for (at[2] = first[2]; at[2] < last; at[2] += kSlabPixels)
+            run_pointwise(p, x, static_cast<const E*>(packed), static_cast<const E*>(bias), target.out, n, at,
+                          smaller(kSlabPixels, last - at[2]), work.staged, work.sums);
+        }
+      }
+      return;
+    }
+  }
   work.list_runs(p);
   int64_t line = work.columns * work.pitch, plane = work.rows * line;
   RowMap<S> pixels{work.staged, size[2], line, work.pitch};

@@ -11,6 +11,8 @@
 
 namespace vidgen::VIDGEN_ISA {
 
+constexpr int64_t kConvChunk = 128;  // input rows of a sum that is rounded by itself, see gemm.h
+
 // The larger one, the first of equals; a NaN is larger than any number (PyTorch's rule for pooling).
 template <class E>
 VIDGEN_INLINE IntVec<E> replaces(Vec<E> v, Vec<E> maximum) {

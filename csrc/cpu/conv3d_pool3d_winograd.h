@@ -103,7 +103,7 @@ void transform_taps(const Vec<S>* taps, int kernel_depth, Vec<S>* u) {
 
 // A task packs a whole panel for a few input channels. The products of a weight lie a whole matrix apart, in pages of
 // their own: what is written there is gathered in scratch first, so that it goes out some KiB at a time.
-constexpr int64_t kGatheredChannels = 8;
+constexpr int64_t kGatheredChannels = 16;
 
 template <class S>
 VIDGEN_INLINE int64_t slice_pack_tasks(const Conv3dPool3d& p) {
@@ -126,15 +126,17 @@ void pack_slices(const Conv3dPool3d& p, Conv3dForm form, const void* weight, voi
   int64_t panel = task / ranges, first = task % ranges * kGatheredChannels;
   int64_t count = smaller(kGatheredChannels, p.in_channels - first);
   int64_t width = panels.vectors(panel) * kLanes<S>, gathered = count * width;
-  int64_t out_stride = p.adjoint ? taps : taps * p.in_channels, in_stride = p.adjoint ? taps * p.out_channels : taps;
+  int64_t out_stride = p.adjoint ? taps : taps * p.in_channels, in_stride = p.adjoint ? taps * p.row_channels : taps;
+  const E* base = static_cast<const E*>(weight);
+  const E* end = base + (p.out_channels - 1) * out_stride + (p.in_channels - 1) * in_stride + taps;
   S* block = static_cast<S*>(scratch);
   for (int64_t column = 0; column < width; column += kLanes<S>) {
     int64_t out = panels.first(panel) + column;
     for (int64_t in = 0; in < count; ++in) {
       Vec<S> filter[27], u[144];
-      for_each_tap(static_cast<const E*>(weight) + out * out_stride + (first + in) * in_stride, out_stride,
-                   smaller(kLanes<S>, p.out_channels - out), taps,
-                   [&](int64_t tap, Vec<E> v) { filter[p.adjoint ? taps - 1 - tap : tap] = v; });
+      for_each_weight(base + out * out_stride + (first + in) * in_stride, out_stride,
+                      smaller(kLanes<S>, p.out_channels - out), taps, end,
+                      [&](int64_t tap, Vec<E> v) { filter[p.adjoint ? taps - 1 - tap : tap] = v; });
       (form == Conv3dForm::winograd4 ? transform_taps<4, S> : transform_taps<2, S>)(filter, int(p.kernel[0]), u);
       for (int i = 0; i < layout.products; ++i) store(block + i * gathered + in * width + column, u[i]);
     }

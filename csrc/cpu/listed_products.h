@@ -53,6 +53,17 @@ void add_listed(const T* x, const int64_t* row_offset, int64_t pitch, const int3
   }
 }
 
+// A loaded value that several products will read: without this each of them reads memory again, as its operand.
+template <class T>
+VIDGEN_INLINE Vec<T> in_register(Vec<T> v) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(v));
+#endif
+  return v;
+}
+
 // sums[o][row][vector] += value[k][o] * x[pixel[k]][row][vector], for the first `used` of kDenseChannels.
 template <class T, int rows, int vectors>
 void add_dense(const T* x, const int64_t* row_offset, int64_t pitch, const int32_t* pixel, const T* value,
@@ -75,7 +86,7 @@ void add_dense(const T* x, const int64_t* row_offset, int64_t pitch, const int32
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 9
       for (int j = 0; j < vectors; ++j) {
-        Vec<T> v = load(row[i] + at + j * lanes);
+        Vec<T> v = in_register<T>(load(row[i] + at + j * lanes));
 #pragma GCC unroll 3
         for (int o = 0; o < kDenseChannels; ++o) sum[o][i][j] = multiply_add<T>(value[o], v, sum[o][i][j]);
       }

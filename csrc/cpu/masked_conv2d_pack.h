@@ -14,21 +14,22 @@ void pack_direct(const MaskedConv2d& p, const void* weight, void* packed, int64_
   using S = Staged<E>;
   Taps taps(p);
   DirectLayout<S> layout(p);
-  PackTask<E> part(p.in_channels, p.out_channels, p.kernel_height * p.kernel_width, p.adjoint, weight, task);
+  int64_t row_channels = p.adjoint ? p.out_channels : p.in_channels;
+  PackTask<E> part(p.in_channels, p.out_channels, row_channels, p.kernel_height * p.kernel_width, p.adjoint, weight,
+                   task);
   int vectors = Panels<S>(p.out_channels).vectors(part.panel);
   int64_t width = vectors * kLanes<S>;
   S* dense = layout.dense(packed, part.panel);
   Acc<S>* centre = layout.centre(packed, part.panel, vectors);
   int64_t kept = taps.dense + taps.coloured;
   for (int64_t in = part.first; in < part.last; ++in) {
-    for_each_tap(part.weight + in * part.in_stride, part.lane_stride, part.lanes_used, kept,
-                 [&](int64_t tap, Vec<E> v) {
-                   if (tap < taps.dense) {
-                     store_depth(dense, width, tap * layout.channel_pitch + in, part.column, v);
-                   } else {
-                     store(centre + in * width + part.column, v);
-                   }
-                 });
+    part.for_each_tap(in, kept, [&](int64_t tap, Vec<E> v) {
+      if (tap < taps.dense) {
+        store_depth(dense, width, tap * layout.channel_pitch + in, part.column, v);
+      } else {
+        store(centre + in * width + part.column, v);
+      }
+    });
   }
 }
 

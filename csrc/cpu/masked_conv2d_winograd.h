@@ -168,15 +168,16 @@ void pack_winograd(const MaskedConv2d& p, const void* weight, void* packed, int6
   constexpr int64_t kMaxTaps = 7 * 3 + 4;
   Taps taps(p);
   WinogradForm<S> form(p);
-  PackTask<E> part(p.in_channels, p.out_channels, p.kernel_height * p.kernel_width, p.adjoint, weight, task);
+  int64_t row_channels = p.adjoint ? p.out_channels : p.in_channels;
+  PackTask<E> part(p.in_channels, p.out_channels, row_channels, p.kernel_height * p.kernel_width, p.adjoint, weight,
+                   task);
   int64_t width = Panels<S>(p.out_channels).vectors(part.panel) * kLanes<S>;
   S* above = form.panel(p, packed, part.panel);
   S* current = above + form.above.total_depth(form.channel_pitch) * width;
   Acc<S>* centre = reinterpret_cast<Acc<S>*>(above + form.depth() * width);
   for (int64_t in = part.first; in < part.last; ++in) {
     Vec<S> filter[kMaxTaps];
-    for_each_tap(part.weight + in * part.in_stride, part.lane_stride, part.lanes_used, taps.dense + taps.coloured,
-                 [&](int64_t tap, Vec<E> v) { filter[tap] = v; });
+    part.for_each_tap(in, taps.dense + taps.coloured, [&](int64_t tap, Vec<E> v) { filter[tap] = v; });
     pack_part<S>(form.above, filter, p.kernel_width, in, form.channel_pitch, above, width, part.column);
     pack_part<S>(form.current, filter + taps.above * p.kernel_width, p.kernel_width, in, form.channel_pitch, current,
                  width, part.column);

@@ -51,20 +51,22 @@ struct Panels {
 
 constexpr int64_t kPackChannels = 32;  // input channels of one task
 
-// The taps of (a vector of output channels, one input channel), one vector per tap: calls f(tap, vector) in order.
+// Calls f(i, vector) for i < count, lane l of the vector being weight[l * lane_stride + i]. Lanes from `used` on are
+// zero. Vectors are read whole, into the neighbouring lane if need be, unless they would pass `end`.
 template <class E, class F>
-VIDGEN_INLINE void for_each_tap(const E* weight, int64_t lane_stride, int64_t lanes_used, int64_t taps, F f) {
+VIDGEN_INLINE void for_each_weight(const E* weight, int64_t lane_stride, int64_t used, int64_t count, const E* end,
+                                   F f) {
   constexpr int lanes = kLanes<E>;
-  for (int64_t first = 0; first < taps; first += lanes) {
-    int64_t count = smaller(lanes, taps - first);
+  for (int64_t first = 0; first < count; first += lanes) {
+    int64_t wanted = smaller(lanes, count - first);
     Vec<E> tile[lanes];
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i) {
       const E* from = weight + i * lane_stride + first;
-      tile[i] = i >= lanes_used ? Vec<E>{} : count == lanes ? load(from) : load(from, count);
+      tile[i] = i >= used ? Vec<E>{} : end - from >= lanes ? load(from) : load(from, wanted);
     }
     transpose<E>(tile);
-    for (int64_t i = 0; i < count; ++i) f(first + i, tile[i]);
+    for (int64_t i = 0; i < wanted; ++i) f(first + i, tile[i]);
   }
 }
 
@@ -86,7 +88,8 @@ VIDGEN_INLINE void store_depth(S* b, int64_t width, int64_t k, int64_t column, V
 }
 
 // What a packing task works on: a vector of output channels and a range of input channels of an (O, I, taps) weight;
-// the adjoint reads `out` and writes `in`, so what it packs has the two exchanged.
+// the adjoint reads `out` and writes `in`, so what it packs has the two exchanged. `row_channels` is the tensor's I,
+// which is more than an adjoint packs of it where it packs a part.
 template <class E>
 struct PackTask {
   int64_t panel, column;  // of the output channels
@@ -94,8 +97,10 @@ struct PackTask {
   int64_t lanes_used;
   int64_t lane_stride, in_stride;  // of the weight tensor
   const E* weight;                 // at the first output channel
+  const E* end;                    // of the tensor
 
-  PackTask(int64_t in_channels, int64_t out_channels, int64_t taps, bool adjoint, const void* tensor, int64_t task) {
+  PackTask(int64_t in_channels, int64_t out_channels, int64_t row_channels, int64_t taps, bool adjoint,
+           const void* tensor, int64_t task) {
     int64_t ranges = divide_up(in_channels, kPackChannels);
     int64_t out = task / ranges * kLanes<E>;
     panel = out / kPanel<E>;
@@ -104,8 +109,15 @@ struct PackTask {
     last = smaller(in_channels, first + kPackChannels);
     lanes_used = smaller(kLanes<E>, out_channels - out);
     lane_stride = adjoint ? taps : taps * in_channels;
-    in_stride = adjoint ? taps * out_channels : taps;
-    weight = static_cast<const E*>(tensor) + out * lane_stride;
+    in_stride = adjoint ? taps * row_channels : taps;
+    const E* base = static_cast<const E*>(tensor);
+    weight = base + out * lane_stride;
+    end = base + (out_channels - 1) * lane_stride + (in_channels - 1) * in_stride + taps;
+  }
+  // The taps of one input channel, one vector per tap: calls f(tap, vector) in order.
+  template <class F>
+  VIDGEN_INLINE void for_each_tap(int64_t in, int64_t taps, F f) const {
+    for_each_weight(weight + in * in_stride, lane_stride, lanes_used, taps, end, f);
   }
 };
 

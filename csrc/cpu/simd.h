@@ -143,6 +143,21 @@ VIDGEN_INLINE void store(T* p, Vec<T> v, int64_t n) {
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
+#if defined(__AVX2__)
+// Overloads in preference to the templates, through which a value would wait for its lanes to reach memory.
+VIDGEN_INLINE __m256i first_words(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int32_t(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+VIDGEN_INLINE __m256i first_quads(int64_t n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+VIDGEN_INLINE Vec<float> load(const float* p, int64_t n) { return (Vec<float>)_mm256_maskload_ps(p, first_words(n)); }
+VIDGEN_INLINE Vec<double> load(const double* p, int64_t n) {
+  return (Vec<double>)_mm256_maskload_pd(p, first_quads(n));
+}
+VIDGEN_INLINE void store(float* p, Vec<float> v, int64_t n) { _mm256_maskstore_ps(p, first_words(n), (__m256)v); }
+VIDGEN_INLINE void store(double* p, Vec<double> v, int64_t n) { _mm256_maskstore_pd(p, first_quads(n), (__m256d)v); }
+#endif
 #endif
 
 // c + a * b, fused where the processor can: said outright, so that no compiler flag decides on speed or bits.

@@ -78,7 +78,7 @@ def test_is_the_formula(impl, kernel, padding, before, after, pool, ceil_mode):
 #: shapes for which the cost model takes each of the forms
 FORMS = {
     "Winograd F(2 x 4 x 4)": ((64, 64, (4, 12, 13), (3, 3, 3)), torch.float32),
-    "Winograd F(2 x 2 x 2)": ((64, 80, (2, 7, 7), (3, 3, 3)), torch.float32),
+    "Winograd F(2 x 2 x 2)": ((64, 96, (4, 6, 6), (3, 3, 3)), torch.float32),
     "Winograd F(1 x 4 x 4)": ((48, 64, (1, 14, 15), (1, 3, 3)), torch.float32),
     "Winograd F(1 x 2 x 2)": ((64, 64, (2, 6, 6), (1, 3, 3)), torch.float32),
     "direct": ((3, 64, (3, 12, 14), (3, 3, 3)), torch.float32),
@@ -284,6 +284,57 @@ def test_a_prepacked_weight_gives_the_same_bits(form, dtype):
         packed = conv3d_pool3d_pack(w, input_size=size, pool=(1, 2, 2), algorithm=algorithm)
         rule = {"pool": (1, 2, 2), "ceil_mode": True, "algorithm": algorithm, "impl": "cpu"}
         assert torch.equal(conv3d_pool3d(x, w, b, **rule, packed=packed), conv3d_pool3d(x, w, b, **rule))
+
+
+@pytest.mark.parametrize(
+    ("cin", "cout", "size", "kernel", "dtype"),
+    [
+        (200, 250, (3, 14, 13), (3, 3, 3), torch.float32),
+        (200, 250, (3, 14, 13), (3, 3, 3), torch.bfloat16),
+        (300, 330, (2, 5, 4), (3, 3, 3), torch.float32),
+        (200, 250, (2, 4, 5), (3, 3, 3), torch.float64),
+    ],
+)
+def test_a_weight_packed_in_parts_gives_the_same_bits(cin, cout, size, kernel, dtype):
+    """Deep layers: a call that packs for itself does so for some output channels after the other, the adjoint too."""
+    x, w, b = problem(2, cin, cout, size, kernel, dtype)
+    before = torch.get_num_threads()
+    try:
+        for memory_format, pool in itertools.product(FORMATS, (None, (2, 2, 2), (1, 3, 1))):
+            packed = conv3d_pool3d_pack(w, input_size=size, pool=pool)
+            rule = {"pool": pool, "ceil_mode": True, "impl": "cpu"}
+            clips = x.contiguous(memory_format=memory_format)
+            expected = conv3d_pool3d(clips, w, b, **rule, packed=packed)
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                assert torch.equal(conv3d_pool3d(clips, w, b, **rule), expected)
+        g = normal(2, cout, *size, seed=7, dtype=dtype)
+        grads = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            grads.append(torch.ops.vidgen.conv3d_pool3d_grad_input(g, w, [1] * 6, "auto", "cpu"))
+            assert torch.equal(grads[0], grads[-1])
+        exact = F.conv_transpose3d(g.double(), w.double(), padding=1)
+        tolerance = {torch.float64: 1e-13, torch.float32: 5e-6, torch.bfloat16: 2e-2}[dtype]
+        assert rms(grads[0].double() - exact) <= tolerance * rms(exact)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+def test_kernels_of_one_tap_give_the_same_bits_in_both_layouts(dtype, activation):
+    """Contiguous clips are multiplied without a transposition, in the same order; also where rows have gaps."""
+    for cin, cout, size in ((1, 1, (1, 1, 1)), (5, 3, (2, 3, 5)), (130, 37, (2, 9, 15)), (300, 70, (3, 11, 13))):
+        x, w, b = problem(2, cin, cout, size, (1, 1, 1), dtype)
+        rule = {"activation": activation, "impl": "cpu"}
+        y = conv3d_pool3d(x, w, b, **rule)
+        exact = eager(x.double(), w.double(), b.double(), activation=activation)
+        assert rms(y.double() - exact) <= (1e-14 if dtype == torch.float64 else 1e-6) * rms(exact)
+        spread = torch.zeros(2, cin, *(2 * s for s in size), dtype=dtype)[:, :, : size[0], : size[1], : size[2]]
+        for clips in (x.contiguous(memory_format=torch.channels_last_3d), spread.copy_(x)):
+            assert torch.equal(conv3d_pool3d(clips, w, b, **rule), y)
+        assert torch.equal(conv3d_pool3d(x[1:], w, b, **rule), y[1:])
 
 
 def test_a_weight_packed_for_other_clips_serves_these_too():

@@ -1,0 +1,77 @@
+"""vidgen.fuse on whole networks that others published, against the same networks unfused.
+
+Both layouts: contiguous, and channels_last, which a fused network keeps from layer to layer. Eager is the network in
+eval mode and inference_mode; fusing, and the packing that it does once, are not timed.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import vidgen
+
+from .contenders import baseline, forward_run, own
+from .fusion_networks import NETWORKS, prepared
+from .harness import Case, Contender, Outputs, Run
+
+OP = "fusion"
+QUICK = ("c3d", "r2plus1d18")
+# Winograd forms err at most 16 times eager's error in a layer; through tens of layers both add up
+LIMITS = {"absolute_limit": 5e-5}
+
+
+class Inputs(NamedTuple):
+    network: nn.Module
+    x: Tensor
+
+
+def cases(*, device: str, full: bool) -> list[Case]:
+    """Two networks, or in the full set six."""
+    return [_case(name, NETWORKS[name][2]) for name in (NETWORKS if full else QUICK)] if device == "cpu" else []
+
+
+def _case(name: str, shape: tuple[int, ...]) -> Case:
+    last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    contenders: list[Contender] = []
+    for words, layout in (("contiguous", torch.contiguous_format), ("channels_last", last)):
+        prepare = partial(_prepare, name, shape, layout)
+        contenders += [
+            baseline(f"eager {words}", "float32", prepare, _build, {}, **LIMITS),
+            own(f"fused {words}", "float32", prepare, _build_fused, {}, f"eager {words}", **LIMITS),
+        ]
+    return Case(
+        op=OP,
+        name=f"forward-{name}",
+        title=f"{NETWORKS[name][0]}, {shape}",
+        kind="forward",
+        device="cpu",
+        shape={"network": name, "input": list(shape)},
+        contenders=contenders,
+        truth=partial(_truth, name, shape),
+    )
+
+
+def _prepare(name: str, shape: tuple[int, ...], layout: torch.memory_format) -> Inputs:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    network: Any = prepared(name)
+    return Inputs(network.to(memory_format=layout), x.contiguous(memory_format=layout))
+
+
+def _build(inputs: Inputs) -> Run:
+    return forward_run(lambda: inputs.network(inputs.x))
+
+
+def _build_fused(inputs: Inputs) -> Run:
+    fused = vidgen.fuse(inputs.network, inputs.x)
+    return forward_run(lambda: fused(inputs.x))
+
+
+def _truth(name: str, shape: tuple[int, ...], _dtype: str) -> Outputs:
+    network, x = _prepare(name, shape, torch.contiguous_format)
+    with torch.inference_mode():
+        return {"y": copy.deepcopy(network).double()(x.double())}
