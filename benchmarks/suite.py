@@ -34,13 +34,18 @@ def ops() -> list[str]:
 
 
 def find_cases(chosen: Sequence[str], *, device: str, full: bool) -> list[Case]:
-    """The cases of the chosen ops (all where none is chosen); ValueError for an op without a benchmark."""
+    """The cases of the chosen ops (all where none is chosen); ValueError for an op that has none."""
     known = ops()
     for op in chosen:
         if op not in known:
             raise ValueError(f"op must be one of {known}, got {op!r}")
-    modules = [importlib.import_module(f"{__package__}.bench_{op}") for op in chosen or known]
-    return [case for module in modules for case in module.cases(device=device, full=full)]
+    found: list[Case] = []
+    for op in chosen or known:
+        of_op = importlib.import_module(f"{__package__}.bench_{op}").cases(device=device, full=full)
+        if op in chosen and not of_op:
+            raise ValueError(f"op {op!r} has no cases on {device}{'' if full else ' in the quick set; give --full'}")
+        found += of_op
+    return found
 
 
 def run(

@@ -119,7 +119,12 @@ def test_a_failed_check_is_the_exit_status(tmp_path: Path, calls: list[str], mon
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"chosen": ["nope"]}, "op must be one of"), ({"threads": 0}, "threads must be"), ({"seconds": 0.0}, "seconds")],
+    [
+        ({"chosen": ["nope"]}, "op must be one of"),
+        ({"chosen": ["fusion"]}, "give --full"),
+        ({"threads": 0}, "threads must be"),
+        ({"seconds": 0.0}, "seconds"),
+    ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
