@@ -1,7 +1,8 @@
 """vidgen.fuse on whole networks that others published, against the same networks unfused.
 
 Both layouts: contiguous, and channels_last, which a fused network keeps from layer to layer. Eager is the network in
-eval mode and inference_mode; fusing, and the packing that it does once, are not timed.
+eval mode and inference_mode; torch.compile gets channels_last and constant weights, into which it folds what it can.
+Fusing, compiling, and the packing that fusing does once are not timed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import vidgen
 
-from .contenders import baseline, forward_run, own
+from .contenders import baseline, forward_run, frozen, own
 from .fusion_networks import NETWORKS, prepared
 from .harness import Case, Contender, Outputs, Run
 
@@ -43,6 +44,8 @@ def _case(name: str, shape: tuple[int, ...]) -> Case:
             baseline(f"eager {words}", "float32", prepare, _build, {}, **LIMITS),
             own(f"fused {words}", "float32", prepare, _build_fused, {}, f"eager {words}", **LIMITS),
         ]
+    prepare = partial(_prepare, name, shape, last)
+    contenders.append(baseline("torch.compile", "float32", prepare, _build_compiled, {}, compiled=True, **LIMITS))
     return Case(
         op=OP,
         name=f"forward-{name}",
@@ -63,6 +66,11 @@ def _prepare(name: str, shape: tuple[int, ...], layout: torch.memory_format) -> 
 
 def _build(inputs: Inputs) -> Run:
     return forward_run(lambda: inputs.network(inputs.x))
+
+
+def _build_compiled(inputs: Inputs) -> Run:
+    network = frozen(inputs.network)
+    return forward_run(lambda: network(inputs.x))
 
 
 def _build_fused(inputs: Inputs) -> Run:

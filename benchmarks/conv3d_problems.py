@@ -174,8 +174,8 @@ ODD = (
 
 
 def _inception(cin: int, cout: int, kernel: int, size: Size) -> Problem:
-    """A branch of I3D (Carreira and Zisserman 2017) with GoogLeNet's 5-tap kernels."""
-    return Problem(f"I3D {cin} to {cout}", (1, cin, *size), (Layer(cout, (kernel,) * 3),))
+    """A layer of GoogLeNet's widths (Szegedy et al. 2015, table 1), in three dimensions."""
+    return Problem(f"Inception {cin} to {cout}", (1, cin, *size), (Layer(cout, (kernel,) * 3),))
 
 
 def _factorised(cin: int, cout: int, kernel: Size, size: Size) -> Problem:

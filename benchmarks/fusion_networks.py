@@ -1,8 +1,8 @@
 """Networks of others at their published widths, in plain PyTorch, for bench_fusion.
 
 C3D: Tran et al. 2015, figure 3. 3-d ResNet-18: Hara et al. 2018, figure 3, stem as in table 1 there. R(2+1)D-18: Tran
-et al. 2018, section 3.5. I3D: Carreira and Zisserman 2017, figure 3, with 5×5×5 kernels in the third branch, as in
-GoogLeNet (Szegedy et al. 2015, table 1), whose widths it has. VGG-16: Simonyan and Zisserman 2015, table 1, column D.
+et al. 2018, section 3.5. I3D: Carreira and Zisserman 2017, figure 3, with the widths of GoogLeNet (Szegedy et al.
+2015, table 1). VGG-16: Simonyan and Zisserman 2015, table 1, column D.
 3-d DenseNet-121: Huang et al. 2017, table 1, inflated. All without their classifiers.
 """
 
@@ -98,7 +98,7 @@ class _Inception(nn.Module):
             [
                 _unit(cin, one, 1),
                 nn.Sequential(_unit(cin, three[0], 1), _unit(*three, 3)),
-                nn.Sequential(_unit(cin, five[0], 1), _unit(*five, 5)),
+                nn.Sequential(_unit(cin, five[0], 1), _unit(*five, 3)),
                 nn.Sequential(nn.MaxPool3d(3, 1, 1), _unit(cin, pooled, 1)),
             ]
         )

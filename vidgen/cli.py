@@ -27,8 +27,18 @@ def _overview() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand; returns the exit status (2 for a wrong call, 130 after Ctrl-C)."""
-    args = sys.argv[1:] if argv is None else argv
+    """Runs one subcommand; returns the exit status (2 for a wrong call, 130 after Ctrl-C, 141 without a reader)."""
+    try:
+        status = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # who reads our lines has seen enough (`| head`); what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_overview())
         return 0 if args else 2
@@ -54,10 +64,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # who reads our lines has seen enough (`| head`); what is still buffered goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError) as error:
         print(f"vidgen {args[0]}: {error}", file=sys.stderr)
         return 1

@@ -196,13 +196,16 @@ void pack_and_compute(const Conv3dPool3d& p, Conv3dForm form, int64_t batch, con
     part.out_channels = std::min(step, p.out_channels - first);
     return part;
   };
-  // the first part is the largest
-  const Conv3dPool3d largest = part_of(0);
+  const int64_t parts = (p.out_channels + step - 1) / step, size = weight.element_size();
+  const Conv3dPool3d largest = part_of(0), last = part_of((parts - 1) * step);
   auto aligned = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
   const size_t packed = aligned(kernels().packed_bytes(largest, form));
   const size_t packing = aligned(kernels().pack_scratch_bytes(largest, form));
-  const size_t computing = kernels().schedule(largest, form, batch, 1, cache_bytes()).scratch_bytes;
-  const int64_t parts = (p.out_channels + step - 1) / step, size = weight.element_size();
+  auto computing_of = [&](const Conv3dPool3d& part) {
+    return kernels().schedule(part, form, batch, 1, cache_bytes()).scratch_bytes;
+  };
+  // fewer channels may be computed in larger tasks
+  const size_t computing = std::max(computing_of(largest), computing_of(last));
   const int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
   const Tensor dense = torch::stable::contiguous(weight);
   const char* weights = static_cast<const char*>(dense.const_data_ptr());

@@ -126,13 +126,15 @@ Conv3dSchedule schedule_conv3d_direct(const Conv3dPool3d& p, int64_t batch, int6
     for (int axis = 0; axis < 3; ++axis) pixels *= s.block[axis] + p.kernel[axis] - 1;
     return pixels * p.in_channels * int64_t(sizeof(Staged<E>));
   };
+  // pixels of a kernel of one tap that are stored as they are summed are staged a slab at a time
+  const bool in_columns = is_pointwise(p) && sizeof(E) == sizeof(Acc<E>) && !p.pools();
   // the longest runs of pixels first: along the width, then the height, then the depth
   for (int axis = 2; axis >= 0; --axis) {
     int64_t limit = round_up(p.out_size[axis], p.pool[axis]);
     while (s.block[axis] < limit) {
       int64_t before = s.block[axis];
       s.block[axis] = smaller(limit, before + p.pool[axis]);
-      bool fits = is_pointwise(p) || staged() <= kStagedBytes;
+      bool fits = in_columns || staged() <= kStagedBytes;
       if (s.block[0] * s.block[1] * s.block[2] <= kBlockPixels && fits) continue;
       s.block[axis] = before;
       break;
@@ -146,9 +148,11 @@ Conv3dSchedule schedule_conv3d_direct(const Conv3dPool3d& p, int64_t batch, int6
     for (int axis = 0; axis < 3; ++axis) count *= divide_up(p.out_size[axis], s.block[axis]);
     return count;
   };
-  // a few tasks per thread, so that none waits long for another; but every task reads all weights
-  for (int axis = 0; axis < 3; ++axis) {
+  // a few tasks per thread, so that none waits long for another; but every task reads all weights, and rows are cut
+  // only where they are the whole map
+  for (int axis = 0; axis < (is_pointwise(p) ? 3 : 2); ++axis) {
     while (threads > 1 && s.block[axis] > p.pool[axis]) {
+      if (axis == 2 && s.block[axis] < 2 * kTallestTile * p.pool[axis]) break;
       bool small = s.block[0] * s.block[1] * s.block[2] < kBlockPixels / 2;
       if (tasks() >= (small ? threads : 4 * threads)) break;
       s.block[axis] = round_up(divide_up(s.block[axis], 2), p.pool[axis]);

@@ -7,7 +7,8 @@
 // threads and the cache at hand, since no bit depends on it.
 //
 // The constants below, unlike those of cost.h, were adjusted on a Xeon (Sapphire Rapids, two cores) until C3D's layers
-// got the form and about the tiles that a sweep over both had found fastest there. Elsewhere they are a guess.
+// got the form and about the tiles that a sweep over both had found fastest there; those of 32-byte vectors and of
+// packing on a Zen 3. Elsewhere they are a guess.
 #pragma once
 
 #include "conv3d_pool3d_direct.h"

@@ -44,6 +44,12 @@ __device__ inline double nearest_level(double value, int64_t levels) {
   return level > 0 ? (level < double(levels - 1) ? level : double(levels - 1)) : 0;
 }
 
+// A grey level in [-1, 1]. Rounded twice, as PyTorch does: left alone, nvcc makes one multiply-add of it.
+__device__ inline float scaled(float level, int64_t levels) {
+  return __fmul_rn(level, float(2.0 / double(levels - 1))) - 1;
+}
+__device__ inline double scaled(double level, int64_t levels) { return __dmul_rn(level, 2.0 / double(levels - 1)) - 1; }
+
 // Value k of a pixel's step goes to values[k * pitch] where it is not known; noise is two numbers per value.
 template <typename T>
 __device__ void draw_step(const SamplingHead& head, const T* parameters, int64_t channels, const double* noise,
@@ -51,7 +57,7 @@ __device__ void draw_step(const SamplingHead& head, const T* parameters, int64_t
   const bool writes = threadIdx.x % 32 == 0;
   if (!head.mixture) {
     const int64_t level = draw_index(parameters, head.levels, head.temperature, noise[0]);
-    if (writes && !*known) *values = T(level) * T(2.0 / double(head.levels - 1)) - T(1);
+    if (writes && !*known) *values = scaled(T(level), head.levels);
     return;
   }
   // blocks of K: logits, then for every colour means, log-scales and, while there are pairs of colours, coefficients
@@ -71,7 +77,7 @@ __device__ void draw_step(const SamplingHead& head, const T* parameters, int64_t
     log_scale = log_scale < -7 ? -7 : log_scale;
     double value = mean + exp(log_scale) * head.temperature * (log(u) - log(1 - u));
     value = value < -1 ? -1 : value > 1 ? 1 : value;
-    if (head.quantize) value = nearest_level(value, head.levels) * (2.0 / double(head.levels - 1)) - 1;
+    if (head.quantize) value = scaled(nearest_level(value, head.levels), head.levels);
     drawn[i] = value;
     if (writes && !known[i * pitch]) values[i * pitch] = T(value);
   }

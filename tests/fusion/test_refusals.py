@@ -92,6 +92,7 @@ def with_hook(layer, register):
         ([nn.ReLU6(), nn.MaxPool3d(2)], [], "ReLU6"),
         ([nn.Dropout3d(), nn.ReLU(), nn.Identity(), nn.MaxPool3d(2)], ["Dropout3d", "ReLU", "Identity", "MaxPool3d"],
          "returned"),
+        ([vidgen.nn.Dropout(), nn.ReLU()], ["Dropout", "ReLU"], "returned"),
         ([nn.Softmax(1), nn.ReLU()], [], "Softmax"),
         ([with_hook(nn.ReLU(), "register_forward_hook")], [], "hooks"),
         ([with_hook(nn.BatchNorm3d(4), "register_forward_pre_hook"), nn.ReLU()], [], "hooks"),

@@ -26,6 +26,9 @@ def cuda_include() -> str:
     return str(Path(top[1].strip()) / "include") if top else "/usr/local/cuda/include"
 
 
+HAS_FMA = Path("/proc/cpuinfo").exists() and " fma " in Path("/proc/cpuinfo").read_text()
+
+
 class Emulation:
     """csrc/cuda/<op>.cu as a program, tests/kernels/emulate_<op>.cpp, built in `folder` once per sanitizer."""
 
@@ -40,6 +43,8 @@ class Emulation:
         program = self.folder / (sanitizer or "plain").replace(",", "_")
         if not program.exists():
             flags = ["-std=c++20", "-O1", "-w", "-pthread"]
+            if HAS_FMA:  # as nvcc does: products and sums become one operation, rounded once
+                flags += ["-mfma", "-ffp-contract=fast"]
             if sanitizer:
                 flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
             if sanitizer == "thread":  # by volatile numbers threads tell each other how far they are

@@ -318,6 +318,10 @@ UNSEEN static unsigned atomicAdd(unsigned* count, unsigned more) {
   return __atomic_fetch_add(count, more, __ATOMIC_RELAXED);
 }
 
+// Products that are never merged with a sum.
+__attribute__((noinline)) static float __fmul_rn(float a, float b) { return a * b; }
+__attribute__((noinline)) static double __dmul_rn(double a, double b) { return a * b; }
+
 // Reads past L1.
 template <class T>
 T __ldcg(const T* from) {

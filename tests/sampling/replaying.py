@@ -7,6 +7,7 @@ when it was recorded; so a step that cannot be captured draws wrong images, and 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -85,10 +86,13 @@ class Replays:
         with Recording() as recording:
             step()
         self.recordings.append(recording)
+        # a graph holds neither its step nor the tensors that it reads
+        alive = weakref.ref(step)
         calls = [(func, args, kwargs, tensors(output)) for func, args, kwargs, output in recording.calls]
 
         def replay() -> None:
             self.replayed += 1
+            assert alive() is not None, "a step is gone whose memory its graph reads"
             for func, args, kwargs, before in calls:
                 now = func(*args, **kwargs)
                 for a, b in zip(before, [now] if isinstance(now, Tensor) else tensors(now), strict=True):

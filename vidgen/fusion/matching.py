@@ -17,6 +17,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from vidgen.fusion.tracing import hooks_of
+from vidgen.nn.dropout import Dropout
 from vidgen.nn.prepack import PackedWeights
 
 _MAX_KERNEL, _MAX_POOL = 7, 4
@@ -34,7 +35,7 @@ _CONV_ARGUMENTS = ("weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM_ARGUMENTS = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 #: what computes an inference's input from itself alone
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d, Dropout)
 
 Triple = tuple[int, int, int]
 

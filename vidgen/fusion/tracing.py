@@ -27,6 +27,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.proxy import Attribute, TraceError
 from torch.nn.utils.parametrize import is_parametrized
 
+from vidgen.nn.dropout import Dropout
 from vidgen.nn.prepack import PackedWeights
 
 _CONTAINERS = (list, dict, set)
@@ -68,7 +69,7 @@ def hooks_of(module: nn.Module) -> str | None:
 
 def is_layer(module: nn.Module) -> bool:
     """Whether the module is one of vidgen's, or computed by a forward of torch.nn and no container."""
-    if isinstance(module, PackedWeights):
+    if isinstance(module, (PackedWeights, Dropout)):
         return True
     # a convolution's forward is in two methods
     methods = (type(module).forward, getattr(type(module), "_conv_forward", type(module).forward))

@@ -1,7 +1,7 @@
 """Dropout whose mask costs a fraction of what it is multiplied with.
 
-On the CPU PyTorch draws one double per value from a sequential generator; for small networks that is a fifth of a
-training step. 16 random bits decide as well.
+On the CPU PyTorch draws one double per value from a sequential generator, which in small networks takes as long as the
+convolutions around it. 16 random bits decide as well.
 """
 
 import torch
@@ -23,8 +23,9 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         dropped = round(self.p * _LEVELS)
-        elsewhere = input.device.type != "cpu" or torch.compiler.is_compiling()
-        if elsewhere or not self.training or not 0 < dropped < _LEVELS:
+        if not self.training or not 0 < dropped < _LEVELS:
+            return super().forward(input)
+        if input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
         # all 64 bits of each number are uniform
         numbers = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import importlib
 import json
 import os
@@ -102,9 +103,12 @@ def source_hash(op: str, backend: str) -> str:
             return executor_hash(PACKAGE / "sampling", PYTHON_BACKENDS[op, backend])
         except OSError:
             return ""
-    family = re.sub(r"_grad_\w+$", "", op)  # an op and its gradients live in one file
     if (op, backend) == ("sampling", "persistent"):
-        family = "sample_causal"  # the executor's kernel
+        # a kernel, and the Python that writes its program
+        kernel = source_hash("sample_causal", "cuda")
+        words = executor_hash(PACKAGE / "sampling", backend)
+        return kernel and hashlib.sha256(f"{kernel}{words}".encode()).hexdigest()[: len(kernel)]
+    family = re.sub(r"_grad_\w+$", "", op)  # an op and its gradients live in one file
     if backend == "triton":
         try:
             return triton_hash(PACKAGE / "kernels", family)

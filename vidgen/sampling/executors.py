@@ -192,6 +192,8 @@ def _prepare_graph(model: Any, plan: Plan | None, weight_dtype: torch.dtype | No
 
 def _run_graph(prepared: tuple[Any, Plan], request: Request) -> Tensor:
     model, plan = prepared
+    if len(request.noise) == 0:  # nothing to capture
+        return _run_eager(prepared, request)
     with plan.graphed.session(
         len(request.noise),
         model.head,

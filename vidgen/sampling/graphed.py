@@ -4,7 +4,8 @@ A pixel of an eager executor is hundreds of launches, each of which Python prepa
 holds fixed launches with fixed arguments, so what changes from moment to moment has to come from the device: moments
 are sorted into few kinds (`vidgen.sampling.graphed_moments`), each has a step that reads its addresses from a table at
 a counter (`vidgen.sampling.graphed_pixels`), rows likewise (`vidgen.sampling.graphed_rows`), and drawing is replaying
-kind after kind. The host decides nothing that depends on values and waits for none.
+kind after kind. The host asks once which rows are known; then it decides nothing that depends on values and waits
+for none.
 
 On other devices the same steps run without graphs: for tests, as they are slower there than the eager executor.
 
@@ -15,6 +16,8 @@ same however many rows they draw, and there are fewer of them. Else it is the on
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,6 +76,15 @@ class Compiled:
 Step = Callable[[], None]
 
 
+_CAPTURING = threading.Lock()  # a process captures one graph at a time
+
+
+@functools.cache
+def _aside(index: int) -> torch.cuda.Stream:
+    """The stream of a device to capture on: one, for libraries keep memory for each."""
+    return torch.cuda.Stream(index)
+
+
 def capture_for(device: torch.device) -> Callable[[Step], Step]:
     """What makes of a step its replay: CUDA graphs, which share their memory; elsewhere the step itself."""
     if device.type != "cuda":
@@ -81,17 +93,20 @@ def capture_for(device: torch.device) -> Callable[[Step], Step]:
     pool = torch.cuda.graph_pool_handle()
 
     def capture(step: Step) -> Step:
-        # once before, so that libraries have made what they keep
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            step()
-        here.wait_stream(aside)
+        here, aside = torch.cuda.current_stream(), _aside(torch.cuda.current_device())
         graph = torch.cuda.CUDAGraph()
         try:
-            # other threads may use the device meanwhile
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                step()
+            with _CAPTURING:
+                # once before, so that libraries have made what they keep for this stream
+                aside.wait_stream(here)
+                with torch.cuda.stream(aside):
+                    step()
+                here.wait_stream(aside)
+                # threads that capture nothing may use the device meanwhile
+                with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+                    step()
+        except torch.OutOfMemoryError:
+            raise  # who can draw fewer at once wants to know
         except RuntimeError as error:
             raise RuntimeError(
                 f"impl='graph': a step could not be captured as a CUDA graph, impl='eager' draws without: {error}"
@@ -129,6 +144,7 @@ class Session:
         self._kind_of = moments.kind_of.tolist()
         self._capture = capture_for(device)
         self._replays: dict[RowKind | int, Step] = {}
+        self._captured: list[Step] = []  # graphs read what these hold, and hold nothing themselves
         self._done = torch.cuda.Event() if device.type == "cuda" else None
         self._clock = (-1, -1)  # where the counters of moments and rows stand
         self._known: list[bool] = []
@@ -148,7 +164,9 @@ class Session:
         if kind not in self._replays:
             # the counters have to be within the tables
             self._set_counters(0, 0)
-            self._replays[kind] = self._capture(self.step(kind))
+            step = self.step(kind)
+            self._captured.append(step)
+            self._replays[kind] = self._capture(step)
 
     def _set_counters(self, moment: int, row: int) -> None:
         self.memory.moment.fill_(moment)
@@ -210,8 +228,16 @@ class Session:
                 columns = len(self.compiled.moments.columns)
                 for place in range(moment * columns, (moment + 1) * columns):
                     self._at_moment(place)
+
+    def end(self) -> None:
+        """After the caller's last read of the memory: who comes next, on whatever stream, waits for it."""
         if self._done is not None:
             self._done.record()
+
+    def wait(self) -> None:
+        """Returns when the device is done with the memory, which may then be given back."""
+        if self._done is not None:
+            self._done.synchronize()
 
 
 class GraphedPlan:
@@ -238,16 +264,19 @@ class GraphedPlan:
         def draw(parameters: Tensor, noise: Tensor) -> Tensor:
             return head.sample(parameters, noise, temperature=temperature, quantize=quantize)
 
-        key = (images, head, temperature, quantize, record)
+        # products are captured as they are asked for now
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        key = (images, head, temperature, quantize, record, tf32)
         here = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
-        with torch.inference_mode(), here:
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), here:
             session = self._idle.pop(key, None)
             if session is None:
                 session = Session(self.compiled, images, self.dtype, self.device, draw, record=record)
             yield session
+            session.end()
         self._idle[key] = session
         while len(self._idle) > self.KEPT:
-            self._idle.pop(next(iter(self._idle)))
+            self._idle.pop(next(iter(self._idle))).wait()
 
 
 def _first_compiled(programs: tuple[Program, ...]) -> Compiled:
