@@ -313,6 +313,7 @@ def _cpu_case(problem: Problem, full: bool) -> Case:
     in_16_bits, left_out = in_bfloat16(
         baseline("eager bf16", "bfloat16", ndhwc_bf16, eager, direct_bf16),
         own("vidgen NDHWC bf16", "bfloat16", ndhwc_bf16, packed, planned_bf16, "eager bf16"),
+        full=full,
     )
     contenders += in_16_bits
     for name, peer, dtype, work in (

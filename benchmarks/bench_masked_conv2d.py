@@ -263,6 +263,7 @@ def _cpu_case(problem: Problem, full: bool) -> Case:
     in_16_bits, left_out = in_bfloat16(
         baseline("eager bf16", "bfloat16", nhwc_bf16, eager, every_bf16),
         own("vidgen NHWC bf16", "bfloat16", nhwc_bf16, packed, kept_bf16, "eager bf16"),
+        full=full,
     )
     contenders += in_16_bits
     if full:

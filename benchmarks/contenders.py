@@ -37,14 +37,17 @@ def own(name: str, dtype: str, prepare: Any, build: Any, work: Any, against: str
     return Contender(name, dtype, prepare, build, ours=True, against=against, **work, **(LIMITS[dtype] | more))
 
 
-def in_bfloat16(eager: Contender, ours: Contender) -> tuple[list[Contender], dict[str, str]]:
+def in_bfloat16(eager: Contender, ours: Contender, *, full: bool) -> tuple[list[Contender], dict[str, str]]:
     """Both forms of a convolution in bfloat16, and who is left out with the reason.
 
     Without bfloat16 in the processor, or AVX-512 to emulate it, PyTorch multiplies number by number: C3D takes it
-    minutes. Ours, which widens to float32, is then held to its absolute limit alone.
+    minutes. Ours, which widens to float32 and is as fast as there, is then in the full set alone, and held to its
+    absolute limit alone.
     """
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return [eager, ours], {}
+    if not full:
+        return [], dict.fromkeys((eager.name, ours.name), "this processor has no bfloat16 arithmetic")
     reason = "PyTorch's fallback for processors without AVX-512 takes minutes"
     return [replace(ours, against=None, relative_limit=math.inf)], {eager.name: reason}
 

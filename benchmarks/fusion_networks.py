@@ -176,6 +176,6 @@ def prepared(name: str) -> nn.Module:
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.1, generator=generator)
         elif isinstance(module, nn.BatchNorm3d):
-            nn.init.uniform_(module.running_var, 0.5, 2, generator=generator)  # type: ignore[arg-type]
-            nn.init.normal_(module.running_mean, std=0.1, generator=generator)  # type: ignore[arg-type]
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2, generator=generator)
+            nn.init.normal_(module.get_buffer("running_mean"), std=0.1, generator=generator)
     return network.eval()

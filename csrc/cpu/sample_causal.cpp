@@ -17,6 +17,7 @@
 #include "cpu/sample_causal_linear.h"
 #include "cpu/sample_causal_pointwise.h"
 #include "cpu/sample_causal_room.h"
+#include "sampling_times.h"
 
 namespace vidgen::VIDGEN_ISA {
 namespace {
@@ -24,7 +25,8 @@ namespace {
 template <class T, class W>
 class Member {
  public:
-  Member(const SamplingCall& call, Team& team, int member, void* scratch) : call_(call), p_(call.program), team_(team) {
+  Member(const SamplingCall& call, Team& team, int member, void* scratch)
+      : call_(call), p_(call.program), times_(call.program), team_(team) {
     const Share own(call.images, member, team.members());
     member_ = call.by_images ? 0 : member;
     members_ = call.by_images ? 1 : team.members();
@@ -38,18 +40,11 @@ class Member {
       room_.written[b] = room_.seen[b] = {-1, 0, 0};
       next += int64_t(p_.buffers[b].rows) * p_.buffers[b].columns * call.images * p_.buffers[b].channels;
     }
-    for (int64_t i = 0; i < p_.instruction_count; ++i) {
-      const SamplingInstruction& instruction = p_.instructions[i];
-      if (instruction.lag[0] < first_row_) first_row_ = instruction.lag[0];
-      if (instruction.by_row) continue;
-      if (instruction.lag[1] < first_column_) first_column_ = instruction.lag[1];
-      if (instruction.lag[1] > last_lag_) last_lag_ = instruction.lag[1];
-    }
   }
 
   void run() {
     if (call_.first == 0)
-      for (int64_t row = first_row_; row < 0; ++row) {
+      for (int64_t row = times_.first_row; row < 0; ++row) {
         whole_lines(row, true);
         together();
         whole_lines(row, false);
@@ -232,23 +227,8 @@ class Member {
 
   // When.
 
-  // The line that an instruction makes in an image row; -1: none.
-  int32_t line_of(const SamplingInstruction& i, int64_t row) const {
-    return position(row - i.lag[0], i.stride[0], p_.buffers[i.destination].height, i.period[0], i.phase[0]);
-  }
-  int32_t column_of(const SamplingInstruction& i, int64_t column) const {
-    return position(column - i.lag[1], i.stride[1], p_.buffers[i.destination].width, i.period[1], i.phase[1]);
-  }
-  static int32_t position(int64_t shifted, int32_t stride, int32_t size, int32_t period, int32_t phase) {
-    if (shifted < 0) return -1;
-    const int32_t there = int32_t(shifted);
-    const int32_t found = stride == 1 ? there : there / stride;
-    if (found * stride != there || found >= size) return -1;
-    return period == 1 || found % period == phase ? found : -1;
-  }
-
   void whole_line(const SamplingInstruction& i, int64_t row) {
-    const int32_t line = line_of(i, row);
+    const int32_t line = times_.line_of(i, row);
     if (line < 0) return;
     int64_t count = 0;
     for (int32_t column = i.phase[1]; column < p_.buffers[i.destination].width; column += i.period[1]) {
@@ -294,18 +274,18 @@ class Member {
     int64_t active = 0;
     for (int64_t i = 0; i < p_.instruction_count; ++i) {
       const SamplingInstruction& instruction = p_.instructions[i];
-      const int32_t line = instruction.by_row ? -1 : line_of(instruction, row);
+      const int32_t line = instruction.by_row ? -1 : times_.line_of(instruction, row);
       if (line < 0) continue;
       room_.active[active] = int32_t(i);
       room_.active_line[active++] = line;
     }
     const Share share(n_, member_, members_);
-    for (int64_t column = first_column_; column < p_.width + last_lag_; ++column) {
+    for (int64_t column = times_.first_column; column < p_.width + times_.last_lag; ++column) {
       for (int64_t step = 0; step < p_.steps; ++step) {
         for (int64_t k = 0; k < active; ++k) {
           const SamplingInstruction& i = p_.instructions[room_.active[k]];
           if (i.step != step) continue;
-          const int32_t there = column_of(i, column);
+          const int32_t there = times_.column_of(i, column);
           if (there >= 0) run(i, {room_.active_line + k, &there, 1});
         }
         if (column < 0 || column >= p_.width) continue;
@@ -329,8 +309,8 @@ class Member {
         if (i.by_row || i.step != step) continue;
         int64_t count = 0;
         for (int64_t row = call_.top; row < p_.height; ++row) {
-          const int32_t column = column_of(i, time - p_.wave * row);
-          const int32_t line = column < 0 ? -1 : line_of(i, row);
+          const int32_t column = times_.column_of(i, time - p_.wave * row);
+          const int32_t line = column < 0 ? -1 : times_.line_of(i, row);
           if (line < 0) continue;
           room_.lines[count] = line;
           room_.columns[count++] = column;
@@ -390,11 +370,12 @@ class Member {
 
   const SamplingCall& call_;
   const SamplingProgram& p_;
+  const SamplingTimes times_;
   Team& team_;
   int member_, members_;
   int64_t first_image_, n_;
   Room<T> room_;
-  int64_t meeting_ = 0, first_row_ = 0, first_column_ = 0, last_lag_ = 0;
+  int64_t meeting_ = 0;
 };
 
 // Calls f<T, W>() for the types of the numbers and of the weights.

@@ -15,13 +15,13 @@
 #include <vector>
 
 #include "cuda/sample_causal_script.h"
-#include "sampling_program.h"
+#include "sampling_times.h"
 
 namespace vidgen::cuda {
 
 class ScriptWriter {
  public:
-  explicit ScriptWriter(const SamplingProgram& program) : p_(program) {
+  explicit ScriptWriter(const SamplingProgram& program) : p_(program), times_(program) {
     int64_t next = 0;
     for (int64_t b = 0; b < p_.buffer_count; ++b) {
       base_.push_back(next);
@@ -29,20 +29,13 @@ class ScriptWriter {
     }
     first_slice_.assign(p_.instruction_count, -1);
     slice_count_.assign(p_.instruction_count, 0);
-    for (int64_t i = 0; i < p_.instruction_count; ++i) {
-      const SamplingInstruction& instruction = p_.instructions[i];
-      if (instruction.lag[0] < first_row_) first_row_ = instruction.lag[0];
-      if (instruction.by_row) continue;
-      if (instruction.lag[1] < first_column_) first_column_ = instruction.lag[1];
-      if (instruction.lag[1] > last_lag_) last_lag_ = instruction.lag[1];
-    }
     forget();
   }
 
   // Moments first ... last - 1, as the op `sample_causal` runs them.
   void write(int64_t first, int64_t last, bool whole_rows, int64_t top) {
     if (first == 0)
-      for (int64_t row = first_row_; row < 0; ++row) {
+      for (int64_t row = times_.first_row; row < 0; ++row) {
         whole_lines(row, true);
         whole_lines(row, false);
       }
@@ -279,24 +272,12 @@ class ScriptWriter {
     if (!i.linear && i.reads < 2) sites_.push_back(sites_.back());
   }
 
-  // When: as csrc/cpu/sample_causal.cpp does it.
-
-  int32_t line_of(const SamplingInstruction& i, int64_t row) const {
-    return position(row - i.lag[0], i.stride[0], p_.buffers[i.destination].height, i.period[0], i.phase[0]);
-  }
-  int32_t column_of(const SamplingInstruction& i, int64_t column) const {
-    return position(column - i.lag[1], i.stride[1], p_.buffers[i.destination].width, i.period[1], i.phase[1]);
-  }
-  static int32_t position(int64_t shifted, int32_t stride, int32_t size, int32_t period, int32_t phase) {
-    if (shifted < 0 || shifted % stride != 0) return -1;
-    const int64_t found = shifted / stride;
-    return found < size && found % period == phase ? int32_t(found) : -1;
-  }
+  // When.
 
   void whole_lines(int64_t row, bool by_row) {
     for (int64_t k = 0; k < p_.instruction_count; ++k) {
       const SamplingInstruction& i = p_.instructions[k];
-      const int32_t line = i.by_row == by_row ? line_of(i, row) : -1;
+      const int32_t line = i.by_row == by_row ? times_.line_of(i, row) : -1;
       if (line < 0) continue;
       std::vector<Place> places;
       for (int32_t c = i.phase[1]; c < p_.buffers[i.destination].width; c += i.period[1]) places.push_back({line, c});
@@ -350,12 +331,12 @@ class ScriptWriter {
 
   void row_by_pixels(int64_t row) {
     whole_lines(row, true);
-    for (int64_t column = first_column_; column < p_.width + last_lag_; ++column)
+    for (int64_t column = times_.first_column; column < p_.width + times_.last_lag; ++column)
       for (int64_t step = 0; step < p_.steps; ++step) {
         for (int64_t k = 0; k < p_.instruction_count; ++k) {
           const SamplingInstruction& i = p_.instructions[k];
           if (i.by_row || i.step != step) continue;
-          const int32_t line = line_of(i, row), there = column_of(i, column);
+          const int32_t line = times_.line_of(i, row), there = times_.column_of(i, column);
           if (line >= 0 && there >= 0) run(k, {{line, there}});
         }
         if (column >= 0 && column < p_.width)
@@ -370,7 +351,7 @@ class ScriptWriter {
         if (i.by_row || i.step != step) continue;
         std::vector<Place> places;
         for (int64_t row = top; row < p_.height; ++row) {
-          const int32_t line = line_of(i, row), there = column_of(i, time - p_.wave * row);
+          const int32_t line = times_.line_of(i, row), there = times_.column_of(i, time - p_.wave * row);
           if (line >= 0 && there >= 0) places.push_back({line, there});
         }
         if (!places.empty()) run(k, places);
@@ -385,9 +366,9 @@ class ScriptWriter {
   }
 
   const SamplingProgram& p_;
+  const SamplingTimes times_;
   std::vector<int64_t> base_, first_slice_;
   std::vector<int32_t> slice_count_;
-  int64_t first_row_ = 0, first_column_ = 0, last_lag_ = 0;
   std::vector<ScriptStage> stages_;
   std::vector<ScriptOperation> operations_;
   std::vector<ScriptPixel> pixels_;

@@ -286,41 +286,6 @@ def test_a_prepacked_weight_gives_the_same_bits(form, dtype):
         assert torch.equal(conv3d_pool3d(x, w, b, **rule, packed=packed), conv3d_pool3d(x, w, b, **rule))
 
 
-@pytest.mark.parametrize(
-    ("cin", "cout", "size", "kernel", "dtype"),
-    [
-        (200, 250, (3, 14, 13), (3, 3, 3), torch.float32),
-        (200, 250, (3, 14, 13), (3, 3, 3), torch.bfloat16),
-        (300, 330, (2, 5, 4), (3, 3, 3), torch.float32),
-        (200, 250, (2, 4, 5), (3, 3, 3), torch.float64),
-    ],
-)
-def test_a_weight_packed_in_parts_gives_the_same_bits(cin, cout, size, kernel, dtype):
-    """Deep layers: a call that packs for itself does so for some output channels after the other, the adjoint too."""
-    x, w, b = problem(2, cin, cout, size, kernel, dtype)
-    before = torch.get_num_threads()
-    try:
-        for memory_format, pool in itertools.product(FORMATS, (None, (2, 2, 2), (1, 3, 1))):
-            packed = conv3d_pool3d_pack(w, input_size=size, pool=pool)
-            rule = {"pool": pool, "ceil_mode": True, "impl": "cpu"}
-            clips = x.contiguous(memory_format=memory_format)
-            expected = conv3d_pool3d(clips, w, b, **rule, packed=packed)
-            for threads in (1, 2, 5):
-                torch.set_num_threads(threads)
-                assert torch.equal(conv3d_pool3d(clips, w, b, **rule), expected)
-        g = normal(2, cout, *size, seed=7, dtype=dtype)
-        grads = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            grads.append(torch.ops.vidgen.conv3d_pool3d_grad_input(g, w, [1] * 6, "auto", "cpu"))
-            assert torch.equal(grads[0], grads[-1])
-        exact = F.conv_transpose3d(g.double(), w.double(), padding=1)
-        tolerance = {torch.float64: 1e-13, torch.float32: 5e-6, torch.bfloat16: 2e-2}[dtype]
-        assert rms(grads[0].double() - exact) <= tolerance * rms(exact)
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 def test_kernels_of_one_tap_give_the_same_bits_in_both_layouts(dtype, activation):

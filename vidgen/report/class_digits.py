@@ -19,7 +19,7 @@ from vidgen.data import DIGITS_LEVELS, digits
 from vidgen.models import GatedPixelCNN, PixelCNNPP, load_checkpoint
 from vidgen.nn import initialize_from_data
 from vidgen.report.demonstration import curve, fresh_folder, trained
-from vidgen.report.digits_judge import CLASSES, train_judge
+from vidgen.report.digits_judge import CLASSES, judge_of_digits
 from vidgen.train import likelihood_task
 
 NAMES: tuple[Literal["gated-pixelcnn", "pixelcnnpp"], ...] = ("gated-pixelcnn", "pixelcnnpp")
@@ -36,10 +36,10 @@ class Plan:
     pp_filters: int = 24
     pp_mixtures: int = 5
     dropout: float = 0.5
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 64
-    learning_rate: float = 3e-3
-    ema: float = 0.99
+    learning_rate: float = 4e-3
+    ema: float = 0.985
     samples_per_class: int = 50
     judge_epochs: int = 20
 
@@ -73,7 +73,7 @@ def run(
     """
     plan = plan or (QUICK if quick else Plan())
     parts = {split: digits(split) for split in ("train", "validation", "test")}
-    judge = train_judge(parts["train"], parts["validation"], DIGITS_LEVELS, seed=seed, epochs=plan.judge_epochs)
+    judge = judge_of_digits(seed, plan.judge_epochs)
     test_images, test_labels = parts["test"]
 
     def named(images: Tensor, labels: Tensor) -> int:

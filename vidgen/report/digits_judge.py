@@ -9,6 +9,7 @@ Its confidence is calibrated: the logits are divided by the temperature at which
 pictures are answered best (Guo et al., "On Calibration of Modern Neural Networks", 2017).
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidgen.data import DIGITS_LEVELS, digits
 from vidgen.train.order import epoch_order
 
 CLASSES = 10
@@ -60,6 +62,12 @@ class Verdict:
 
     confidence: float
     classes_found: int
+
+
+@functools.cache
+def judge_of_digits(seed: int, epochs: int) -> Judge:
+    """The judge that demonstrations of one seed share: `train_judge` on scikit-learn's digits."""
+    return train_judge(digits("train"), digits("validation"), DIGITS_LEVELS, seed=seed, epochs=epochs)
 
 
 def train_judge(

@@ -17,7 +17,7 @@ from vidgen.data import DIGITS_LEVELS, digits
 from vidgen.models import PixelCNN, load_checkpoint
 from vidgen.report.demonstration import curve, fresh_folder, trained
 from vidgen.report.digits_baselines import histogram_bits, logistic_regression_bits
-from vidgen.report.digits_judge import mix_pixels, train_judge, verdict
+from vidgen.report.digits_judge import judge_of_digits, mix_pixels, verdict
 from vidgen.train import likelihood_task
 
 _SAMPLES = 256
@@ -93,7 +93,7 @@ def run(
     with torch.no_grad():
         bits = float(best.bits_per_dim(test_images).double().mean())  # type: ignore[operator]
 
-    judge = train_judge(parts["train"], parts["validation"], DIGITS_LEVELS, seed=seed, epochs=plan.judge_epochs)
+    judge = judge_of_digits(seed, plan.judge_epochs)
     of_samples = verdict(judge, samples, DIGITS_LEVELS)
     accuracy = (judge.probabilities(test_images, DIGITS_LEVELS).argmax(dim=1) == test_labels).double().mean()
     arrays = train_images.numpy(), validation_images.numpy(), test_images.numpy()

@@ -1,6 +1,6 @@
 """Drawing from autoregressive models."""
 
-from vidgen.sampling import self_check  # noqa: F401 (registers the checks)
+from vidgen.sampling import self_check
 from vidgen.sampling.executors import EXECUTORS, Executor, Request
 from vidgen.sampling.generate import AutoregressiveModel, generate
 from vidgen.sampling.heads import Categorical, Head, LogisticMixture, round_to_levels, scale_levels
@@ -8,6 +8,8 @@ from vidgen.sampling.philox import image_noise, philox4x32, uniforms
 from vidgen.sampling.plan import Plan, trace
 from vidgen.sampling.schedule import NotCausalError
 from vidgen.sampling.tracing import UntraceableError
+
+self_check.register()
 
 __all__ = [
     "EXECUTORS",

@@ -131,5 +131,8 @@ def _request(model: _Network, n: int, dtype: torch.dtype, device: torch.device) 
     )
 
 
-for _name in ("persistent", "graph"):
-    register_self_check("sampling", _name, same_as_eager(_name))
+def register() -> None:
+    """Tells the gate how its executors are checked."""
+    for executor in EXECUTORS:
+        if executor.gated:
+            register_self_check("sampling", executor.name, same_as_eager(executor.name))
