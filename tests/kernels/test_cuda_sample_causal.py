@@ -16,6 +16,7 @@ from vidgen.models import GatedPixelCNN, PixelCNN, PixelCNNPP
 from vidgen.sampling import LogisticMixture, Plan, generate, image_noise, trace
 from vidgen.sampling.interpreter import run_program
 from vidgen.sampling.native import program_numbers, program_words
+from vidgen.sampling.program import Buffer, Index, Linear, Pointwise, Program, Read, When
 from vidgen.sampling.self_check import same_as_eager
 
 MODELS = {
@@ -190,6 +191,49 @@ def test_emulated_kernel_has_no_race(name, emulation):
     p = problem(name, n=2)
     _, met = emulation(p, sanitizer="thread", blocks=2)
     torch.testing.assert_close(met, by_eager(p)[1], rtol=1e-11, atol=1e-12)
+
+
+class Handmade(Plan):
+    """A plan that is its program, without constants."""
+
+    def __init__(self, program: Program):
+        self.best_program, self.conditions = program, ()
+
+    def new_state(self, program, conditions, n, device="cpu"):
+        return torch.zeros(program.offsets(n)[1], dtype=torch.float64, device=device)
+
+
+def test_emulated_kernel_does_not_overwrite_what_others_still_read(emulation):
+    """A value is summed up by all blocks and then, by what was there before they met last, replaced."""
+    p = problem("plain", n=20)
+    x, value, other, sums, out = range(5)
+    pixel, left = When("pixel"), Read(x, 0, 1, column=Index(offset=-1))
+    weights = torch.randn(5, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    program = Program(
+        shape=p.model.image_shape,
+        steps=1,
+        buffers=(
+            Buffer("x", 1, 5, 9, rows=1, left=1),
+            *(Buffer(name, 8, 5, 9, rows=1) for name in ("value", "other", "sums")),
+            Buffer("out", 4, 5, 9, rows=1),
+        ),
+        instructions=(
+            Linear(pixel, value, (left,), weights[0, :1], weights[0, 1]),
+            Linear(pixel, other, (left,), weights[1, :1], weights[1, 1]),
+            Linear(pixel, sums, (Read(value, 0, 8),), weights[2]),
+            Pointwise(pixel, value, "copy", (Read(other, 0, 8),)),
+            Linear(pixel, out, (Read(value, 0, 8), Read(sums, 0, 8)), weights[3:, :, :4].reshape(16, 4)),
+        ),
+        inputs=(x,),
+        outputs=((out, 0),),
+        parameters=4,
+    )
+    p.plan = Handmade(program)
+    wanted, distributions = by_eager(p)
+    for sanitizer in ("", "thread"):
+        images, met = emulation(p, blocks=3, sanitizer=sanitizer)
+        torch.testing.assert_close(met, distributions, rtol=1e-11, atol=1e-12)
+        assert torch.equal(images, wanted)
 
 
 def test_emulated_kernel_lets_a_nan_through_to_later_pixels_only(emulation):
