@@ -89,7 +89,7 @@ def cases(*, device: str, full: bool) -> list[Case]:
     else:
         forward = [*_main((3,)), *_main((5, 7), _MAIN[:1]), *_SMALL]
         backward = [*_main((3,), _MAIN[:2])]
-    return [*(_cpu_case(p, full) for p in forward), *(_cpu_backward_case(p) for p in backward)]
+    return [*(_cpu_case(p, full) for p in forward), *(_cpu_backward_case(p, full) for p in backward)]
 
 
 def _values(problem: Problem) -> dict[str, Tensor]:
@@ -272,7 +272,7 @@ def _cpu_case(problem: Problem, full: bool) -> Case:
     return _case(problem, "forward", "cpu", contenders, left_out=left_out)
 
 
-def _cpu_backward_case(problem: Problem) -> Case:
+def _cpu_backward_case(problem: Problem, full: bool) -> Case:
     prepare = partial(_inputs, problem, device="cpu", grad=True, dtype=torch.float32)
     nchw = partial(prepare, memory_format=torch.contiguous_format)
     nhwc = partial(prepare, memory_format=torch.channels_last)
@@ -285,10 +285,11 @@ def _cpu_backward_case(problem: Problem) -> Case:
     contenders = [
         baseline("eager contiguous", "float32", nchw, eager, every),
         baseline("eager channels_last", "float32", nhwc, eager, every),
-        baseline("torch.compile", "float32", nhwc, compiled, every, compiled=True),
         own("vidgen NHWC, packing", "float32", nhwc, ours, kept, "eager channels_last"),
         own("vidgen NCHW, packing", "float32", nchw, ours, kept, "eager contiguous"),
     ]
+    if full:
+        contenders.insert(2, baseline("torch.compile", "float32", nhwc, compiled, every, compiled=True))
     return _case(problem, "forward+backward", "cpu", contenders)
 
 

@@ -72,8 +72,8 @@ def quickly(case: Case) -> Case:
     return replace(case, contenders=[one for one in case.contenders if one.name not in slow])
 
 
-def test_the_quick_set_holds_every_layer_of_c3d_and_the_trunk() -> None:
-    shapes = [case.shape for case in bench.cases(device="cpu", full=False) if case.kind == "forward"]
+def test_the_full_set_holds_every_layer_of_c3d_and_the_trunk() -> None:
+    shapes = [case.shape for case in bench.cases(device="cpu", full=True) if case.kind == "forward"]
     found = {
         (s["cin"], s["depth"], s["height"], s["width"], s["layers"][0]["cout"], tuple(s["layers"][0]["pool"]))
         for s in shapes
@@ -204,22 +204,22 @@ def test_compilers_and_peers_are_right_too() -> None:
 
 def test_a_training_step_of_everybody_is_right() -> None:
     problem = Problem("two", (2, 3, 4, 8, 9), (Layer(6, pool=(1, 2, 2)), Layer(5, pool=(2, 2, 2), ceil_mode=True)))
-    case = bench._cpu_backward_case(problem, wrt_x=False)
+    case = bench._cpu_backward_case(problem, True, wrt_x=False)
     check(case)
     names = {"y", *(f"grad_{kind}_{i}" for kind, i in product(("weight", "bias"), range(2)))}
     assert case.truth("float32").keys() == names
     smooth = Problem("one", (1, 4, 3, 5, 6), (Layer(3, activation="identity"),))
-    case = quickly(bench._cpu_backward_case(smooth, wrt_x=True))
+    case = quickly(bench._cpu_backward_case(smooth, True, wrt_x=True))
     check(case)
     assert case.truth("float32").keys() == {"y", "grad_x", "grad_weight_0", "grad_bias_0"}
 
 
 def test_gradients_are_held_to_the_usual_limits_where_nothing_jumps() -> None:
     smooth = Problem("one", (1, 4, 3, 5, 6), (Layer(3, activation="identity"),))
-    ours = bench._cpu_backward_case(smooth, wrt_x=True).contender("vidgen NDHWC, packing")
+    ours = bench._cpu_backward_case(smooth, True, wrt_x=True).contender("vidgen NDHWC, packing")
     assert (ours.absolute_limit, ours.relative_limit, ours.own_limits) == (5e-6, 16.0, {})
     # where a gradient jumps it has a limit of its own, and the output keeps the usual one
-    ours = bench._cpu_backward_case(SMALL_C3D, wrt_x=False).contender("vidgen NDHWC, packing")
+    ours = bench._cpu_backward_case(SMALL_C3D, True, wrt_x=False).contender("vidgen NDHWC, packing")
     right = {name: {"relative_rms": 1e-6} for name in ("y", "grad_weight_0")}
     assert verdict(ours, right | {"grad_weight_0": {"relative_rms": 5e-3}}, right) is None
     assert "grad_weight_0 is off" in str(verdict(ours, right | {"grad_weight_0": {"relative_rms": 2e-2}}, right))

@@ -30,7 +30,7 @@ def test_plain_pytorch_computes_what_the_network_computes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["pixelcnn", "pixelcnn++"])
 def test_every_contender_of_a_small_case_runs_and_is_right(name: str) -> None:
-    case = bench._case(bench.Problem("small", name, SMALL[name], 2))
+    case = bench._case(bench.Problem("small", name, SMALL[name], 2), full=True)
     # compiling takes longer than all the rest
     case = replace(case, contenders=[c for c in case.contenders if not c.compiled])
     row = measure(case, budget_s=0.01)
@@ -42,7 +42,7 @@ def test_every_contender_of_a_small_case_runs_and_is_right(name: str) -> None:
 
 
 def test_time_of_a_pass_is_multiplied_by_the_pixels() -> None:
-    case = bench._case(bench.Problem("small", "small", SMALL["pixelcnn"], 1))
+    case = bench._case(bench.Problem("small", "small", SMALL["pixelcnn"], 1), full=True)
     case = replace(case, contenders=case.contenders[:1])
 
     class OneMillisecond:
@@ -56,13 +56,13 @@ def test_time_of_a_pass_is_multiplied_by_the_pixels() -> None:
 def test_case_names_are_unique_and_the_full_set_holds_both_networks() -> None:
     names = [case.name for case in bench.cases(device="cpu", full=True)]
     assert names == [f"drawing-{network}-{n}" for network in ("pixelcnn", "pixelcnnpp") for n in (1, 16)]
-    assert names[:2] == [case.name for case in bench.cases(device="cpu", full=False)]
+    assert names[:1] == [case.name for case in bench.cases(device="cpu", full=False)]
 
 
 def test_a_gpu_measures_every_executor_beside_eager_and_full_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = bench._case(bench.Problem("small", "small", SMALL["pixelcnn"], 1, "cuda"))
+    case = bench._case(bench.Problem("small", "small", SMALL["pixelcnn"], 1, "cuda"), full=False)
     assert case.device == "cuda"
     assert [c.name for c in case.contenders[3:]] == ["vidgen, persistent", "vidgen, graph", "vidgen, eager"]
-    monkeypatch.setattr(bench, "_case", lambda problem: (problem.name, problem.device))
+    monkeypatch.setattr(bench, "_case", lambda problem, full: (problem.name, problem.device))
     names = [f"{network}-{n}" for network in ("pixelcnn", "pixelcnnpp") for n in (1, 16)]
     assert bench.cases(device="cuda", full=False) == [(name, "cuda") for name in names]

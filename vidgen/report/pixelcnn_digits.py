@@ -30,10 +30,10 @@ class Plan:
     hidden: int = 64
     blocks: int = 6
     dropout: float = 0.5
-    steps: int = 1000
+    steps: int = 700
     batch_size: int = 32
-    learning_rate: float = 2e-3
-    ema: float = 0.99
+    learning_rate: float = 3e-3
+    ema: float = 0.985
     judge_epochs: int = 20
 
 
