@@ -203,7 +203,6 @@ def _case(problem: Problem, full: bool) -> Case:
         contenders=contenders,
         truth=_nothing_differs,
         weighed=False,  # the plan prints what a cache takes
-        least_rounds=3,  # some of them take seconds
     )
 
 

@@ -20,7 +20,7 @@ namespace {
 
 using Sizes = std::vector<int64_t>;
 
-const Conv3dPool3dTable& kernels() { return VIDGEN_TABLE(conv3d_pool3d); }
+const Conv3dPool3dTable& kernels() { return VIDGEN_BF16_TABLE(conv3d_pool3d); }
 
 // What a task may keep close: the second-level cache of a core.
 int64_t cache_bytes() {

@@ -76,7 +76,7 @@ ImageView mirrored(const Tensor& t) {
   return v;
 }
 
-const MaskedConv2dTable& kernels() { return VIDGEN_TABLE(masked_conv2d); }
+const MaskedConv2dTable& kernels() { return VIDGEN_BF16_TABLE(masked_conv2d); }
 
 void pack_into(const MaskedConv2d& p, Form form, const Tensor& weight, void* packed) {
   parallel_tasks(kernels().pack_tasks(p, form), 0,

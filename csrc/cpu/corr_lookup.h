@@ -46,6 +46,5 @@ struct CorrLookupTable {
 namespace baseline { extern const CorrLookupTable corr_lookup; }
 namespace avx2 { extern const CorrLookupTable corr_lookup; }
 namespace avx512 { extern const CorrLookupTable corr_lookup; }
-namespace avx512_bf16 { extern const CorrLookupTable corr_lookup; }
 
 }  // namespace vidgen

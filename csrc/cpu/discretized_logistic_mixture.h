@@ -34,6 +34,5 @@ struct LogisticMixtureTable {
 namespace baseline { extern const LogisticMixtureTable discretized_logistic_mixture; }
 namespace avx2 { extern const LogisticMixtureTable discretized_logistic_mixture; }
 namespace avx512 { extern const LogisticMixtureTable discretized_logistic_mixture; }
-namespace avx512_bf16 { extern const LogisticMixtureTable discretized_logistic_mixture; }
 
 }  // namespace vidgen

@@ -28,6 +28,5 @@ struct OpticalFlowDisTable {
 namespace baseline { extern const OpticalFlowDisTable optical_flow_dis; }
 namespace avx2 { extern const OpticalFlowDisTable optical_flow_dis; }
 namespace avx512 { extern const OpticalFlowDisTable optical_flow_dis; }
-namespace avx512_bf16 { extern const OpticalFlowDisTable optical_flow_dis; }
 
 }  // namespace vidgen

@@ -30,6 +30,5 @@ struct OpticalFlowTvl1Table {
 namespace baseline { extern const OpticalFlowTvl1Table optical_flow_tvl1; }
 namespace avx2 { extern const OpticalFlowTvl1Table optical_flow_tvl1; }
 namespace avx512 { extern const OpticalFlowTvl1Table optical_flow_tvl1; }
-namespace avx512_bf16 { extern const OpticalFlowTvl1Table optical_flow_tvl1; }
 
 }  // namespace vidgen

@@ -46,6 +46,5 @@ struct SampleCausalTable {
 namespace baseline { extern const SampleCausalTable sample_causal; }
 namespace avx2 { extern const SampleCausalTable sample_causal; }
 namespace avx512 { extern const SampleCausalTable sample_causal; }
-namespace avx512_bf16 { extern const SampleCausalTable sample_causal; }
 
 }  // namespace vidgen

@@ -29,6 +29,5 @@ struct WarpTable {
 namespace baseline { extern const WarpTable warp; }
 namespace avx2 { extern const WarpTable warp; }
 namespace avx512 { extern const WarpTable warp; }
-namespace avx512_bf16 { extern const WarpTable warp; }
 
 }  // namespace vidgen

@@ -56,7 +56,7 @@ double peak_gflops(const std::string& dtype, int threads, double seconds) {
   check(threads, seconds);
   if (dtype != "fp32" && dtype != "bf16")
     throw std::invalid_argument("dtype must be 'fp32' or 'bf16', got '" + dtype + "'");
-  const ProbeTable& table = VIDGEN_TABLE(probe);
+  const ProbeTable& table = VIDGEN_BF16_TABLE(probe);
   auto* flops = dtype == "fp32" ? table.flops_fp32 : table.flops_bf16;
   if (flops == nullptr) return 0.0;
   std::vector<float> sinks(static_cast<size_t>(threads) * 64, 0.0f);
