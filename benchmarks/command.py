@@ -37,7 +37,7 @@ def bench(
     Args:
         ops: ops to measure, e.g. masked_conv2d. All of them if none is named.
         device: what to measure on.
-        full: every shape and contender (tens of minutes) instead of the quick set (about four minutes).
+        full: every shape and contender (tens of minutes) instead of the quick set (about five minutes).
         threads: CPU threads; every usable core if not given.
         seconds: time budget for the timed rounds of one case.
         output: folder for the results files <op>-<device>.json; the current folder if not given.
