@@ -39,10 +39,11 @@ def table(stored: dict[str, Any], columns: Sequence[str] = ()) -> str:
 
     Args:
         stored: the content of a results file.
-        columns: the contenders that are shown, in this order; all if none is named.
+        columns: the contenders that are shown, in this order, a dash where one was not measured; if none is named, all
+            that were measured in every case of a kind.
 
     Raises:
-        ValueError: nobody of that name was measured in every case of a kind.
+        ValueError: nobody of that name was measured.
     """
     lines = [line for warning in results.warnings(stored) for line in (f"**{warning}**", "")]
     lines += [line for note in results.notes(stored) for line in (note, "")]
@@ -50,21 +51,21 @@ def table(stored: dict[str, Any], columns: Sequence[str] = ()) -> str:
     unseen = set(columns)
     for kind in kinds:
         rows = [row for row in stored["rows"] if row["kind"] == kind]
-        # columns are the contenders that every row of this kind has, so that no line is half empty
-        names = [e["name"] for e in rows[0]["contenders"] if all(_has(row, e["name"]) for row in rows)]
-        unseen -= set(names)
         if columns:
-            names = [name for name in columns if name in names]
+            names = [name for name in columns if any(_has(row, name) for row in rows)]
+        else:  # so that no line is half empty
+            names = [e["name"] for e in rows[0]["contenders"] if all(_has(row, e["name"]) for row in rows)]
+        unseen -= set(names)
         figures = [{one.name: one for one in results.figures(row, stored["peaks"])} for row in rows]
         judged = {one.score[0] for by_name in figures for one in by_name.values() if one.score}
         lines.append(f"| {', '.join([kind, *sorted(judged)])} | " + " | ".join(names) + " |")
         lines.append("|---" * (len(names) + 1) + "|")
         for row, by_name in zip(rows, figures, strict=True):
             title = row["title"].removesuffix(f", {kind}")
-            lines.append(f"| {title} | " + " | ".join(_cell(by_name[name]) for name in names) + " |")
+            lines.append(f"| {title} | " + " | ".join(_cell(by_name.get(name)) for name in names) + " |")
         lines.append("")
     if unseen:
-        raise ValueError(f"columns must be contenders of every case of a kind, got {sorted(unseen)}")
+        raise ValueError(f"columns must be contenders that were measured, got {sorted(unseen)}")
     return "\n".join([results.machine_line(stored), "", *lines])
 
 
@@ -72,7 +73,9 @@ def _has(row: dict[str, Any], name: str) -> bool:
     return any(entry["name"] == name for entry in row["contenders"])
 
 
-def _cell(one: results.Figures) -> str:
+def _cell(one: results.Figures | None) -> str:
+    if one is None:
+        return "–"
     if one.failure:
         return "FAILED"
     cell = results.format_time(one.median_ms)

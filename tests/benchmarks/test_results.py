@@ -222,6 +222,13 @@ def test_a_table_shows_the_columns_that_are_asked_for(folder: Path) -> None:
     assert published.problems(text.replace("2.61×", "3.61×"), folder)
 
 
+def test_a_column_that_is_asked_for_has_a_dash_where_nobody_was_measured() -> None:
+    content = stored(entry("eager", [20.0]), entry("ours", [10.0], **OURS))
+    content["rows"].append(content["rows"][0] | {"title": "other, forward", "contenders": [entry("eager", [20.0])]})
+    assert "| other | – | 20.0 ms |" in published.table(content, ["ours", "eager"])
+    assert "| forward | eager |\n" in published.table(content)
+
+
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
 def test_what_this_repository_publishes(name: str) -> None:
     document = REPOSITORY / name
