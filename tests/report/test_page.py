@@ -232,6 +232,17 @@ def test_ways_of_drawing_have_a_chart_of_their_own() -> None:
     assert "How sampling got fast" not in text_of(render(bench=bench))
 
 
+def test_the_range_of_ratios_is_of_those_to_eager_pytorch() -> None:
+    bench = synthetic.bench()
+    before = page.headline(bench)["count"]
+    contenders = bench["rows"][0]["contenders"]
+    compared = {entry["against"] for entry in contenders if entry["ours"]}
+    for entry in contenders:
+        if entry["name"] in compared:
+            entry["peer"] = "otherlib"
+    assert page.headline(bench)["count"] == before - sum(bool(entry["against"]) for entry in contenders)
+
+
 def test_a_library_that_was_not_measured_is_told_with_the_reason() -> None:
     bench = synthetic.bench()
     bench["rows"][1]["left_out"] = {"A Peer": "peerlib is not installed"}

@@ -13,7 +13,7 @@ from vidgen.train import read_metrics
 from vidgen.train.state import latest_state
 
 TRAIN = (
-    *("-m", "vidgen.cli", "train", "pixelcnn", "--device", "cpu", "--steps", "300", "--batch-size", "16"),
+    *("-m", "vidgen.cli", "train", "pixelcnn", "--device", "cpu", "--steps", "150", "--batch-size", "16"),
     *("--hidden", "6", "--blocks", "1", "--log-every", "1", "--validate-every", "20"),
 )
 
@@ -67,14 +67,14 @@ def _interrupt(number, environment, folder):
 
 def test_sigterm_saves_too(environment, tmp_path):
     output, step = _interrupt(signal.SIGTERM, environment, tmp_path)
-    assert f"stopped and saved at step {step} of 300" in output
+    assert f"stopped and saved at step {step} of 150" in output
     assert latest_state(tmp_path / "cut").name == f"step-{step:08d}"
 
 
 def test_interrupted_and_resumed_program_ends_at_the_same_bits(environment, run_program, tmp_path):
     output, step = _interrupt(signal.SIGINT, environment, tmp_path)
-    assert f"stopped and saved at step {step} of 300" in output
-    assert 3 <= step < 300
+    assert f"stopped and saved at step {step} of 150" in output
+    assert 3 <= step < 150
     run_program(*TRAIN, "--out", "cut", "--resume")
     run_program(*TRAIN, "--out", "whole")
     for name in ("best.safetensors", "last.safetensors", "metrics.jsonl"):

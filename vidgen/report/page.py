@@ -164,7 +164,9 @@ def headline(bench: Mapping[str, Any]) -> dict[str, Any]:
         failed += sum(1 for one in lines if one.failure)
         if row["kind"] == DRAWING:  # another comparison
             continue
-        ratios += [one.ratio for one in lines if one.ours and one.ratio is not None]
+        peers = {entry["name"] for entry in row["contenders"] if entry.get("peer")}
+        with_peers = {entry["name"] for entry in row["contenders"] if entry.get("against") in peers}
+        ratios += [one.ratio for one in lines if one.ours and one.ratio is not None and one.name not in with_peers]
     first_row = bench["rows"][0]
     first = _first_ours(bench_results.figures(first_row, bench["peaks"]))
     return {
