@@ -168,7 +168,7 @@ def _case(problem: Problem, kind: str, device: str, full: bool) -> Case:
         # computed in float32: only the gradient is rounded to bfloat16
         own("vidgen NCHW bf16", "bfloat16", nchw_bf16, ours, work_bf16, None, relative_limit=math.inf),
     ]
-    if full or not grad:
+    if full or not grad or device == "cuda":  # CPUs compile the backward pass for seconds
         contenders.insert(2, baseline("torch.compile", "float32", nchw, compiled, work, compiled=True, **wide))
     return Case(
         op=OP,

@@ -174,3 +174,9 @@ def test_the_machines_load_is_seen() -> None:
     assert others.share is not None
     # one of the cores was taken for most of the time
     assert others.share > 0.5 / (machine.os.cpu_count() or 1)
+
+
+def test_a_gpu_meets_torch_compile_in_both_passes_of_the_likelihood() -> None:
+    cases = suite.find_cases(["discretized_logistic_mixture"], device="cuda", full=False)
+    assert {case.kind for case in cases} == {"forward", "forward+backward"}
+    assert all(any(one.compiled for one in case.contenders) for case in cases)
