@@ -2,16 +2,19 @@
 //
 // Where each member has several images, it draws those as if it were alone, and meets nobody.
 //
-// Otherwise every member walks through the same instructions at the same places and computes its share of the channels
-// of each: weights are read once by the team, and a member finds its own in its cache again at the next pixel. Members
-// meet where one reads what another has written since they last met, or writes what another may still be reading:
-// before the products, which read all channels, not between an elementwise function and what it is applied to; twice
-// for each residual block. All members keep the same account of what has been written and read since, so all come to
-// the same meetings.
+// Otherwise every member walks through the same instructions at the same places. Of those at whole lines it has its own
+// images, if there are some for everybody: the numbers it reads are those that it wrote. Of all others it computes its
+// share of the channels: weights are read once by the team, and a member finds its own in its cache again at the next
+// pixel. Members meet where one reads what another has written since they last met, or writes what another may still be
+// reading: before the products, which read all channels, not between an elementwise function and what it is applied to;
+// twice for each residual block. All members keep the same account of what has been written and read since, so all come
+// to the same meetings.
 //
 // The floor for one image at a time: all pixel-rate weights pass through the processor once per pixel (PixelCNN++ of 5
 // resnets and 160 filters: 20 GB for 32 x 32), for many images: the multiply-adds over the peak.
 #include "cpu/sample_causal.h"
+
+#include <utility>
 
 #include "cpu/sample_causal_draw.h"
 #include "cpu/sample_causal_linear.h"
@@ -22,21 +25,29 @@
 namespace vidgen::VIDGEN_ISA {
 namespace {
 
+// Images a member has at least, if members share the images, not the channels, of whole lines.
+constexpr int64_t kImagesOfMember = 4;
+
+// Which member of how many the channels are shared among, and the images that these compute.
+struct Part {
+  int member, members;
+  int64_t first_image, images;
+};
+
 template <class T, class W>
 class Member {
  public:
   Member(const SamplingCall& call, Team& team, int member, void* scratch)
       : call_(call), p_(call.program), times_(call.program), team_(team) {
     const Share own(call.images, member, team.members());
-    member_ = call.by_images ? 0 : member;
-    members_ = call.by_images ? 1 : team.members();
-    first_image_ = call.by_images ? own.begin : 0;
-    n_ = call.by_images ? own.end - own.begin : call.images;
+    const Part alone{0, 1, own.begin, own.end - own.begin}, shared{member, team.members(), 0, call.images};
+    part_ = call.by_images ? alone : shared;
+    part_of_lines_ = call.by_images || call.images >= kImagesOfMember * team.members() ? alone : shared;
     room_.lay_out(call, static_cast<char*>(scratch));
     for (int64_t c = 0; c < room_.zero_count; ++c) room_.zeros[c] = T(0);
     T* next = static_cast<T*>(call.state);
     for (int64_t b = 0; b < p_.buffer_count; ++b) {
-      room_.base[b] = next + first_image_ * p_.buffers[b].channels;
+      room_.base[b] = next;
       room_.written[b] = room_.seen[b] = {-1, 0, 0};
       next += int64_t(p_.buffers[b].rows) * p_.buffers[b].columns * call.images * p_.buffers[b].channels;
     }
@@ -65,7 +76,7 @@ class Member {
   // Meetings.
 
   void together() {
-    meet(team_, members_);
+    meet(team_, part_.members);
     ++meeting_;
   }
 
@@ -96,25 +107,26 @@ class Member {
   T* at_place(int32_t number, int32_t line, int32_t column) const {
     const SamplingBuffer& b = p_.buffers[number];
     const int64_t slot = b.rows == b.height ? line : line % b.rows;
-    return room_.base[number] + (slot * b.columns + b.left + column) * call_.images * b.channels;
+    return room_.base[number] + ((slot * b.columns + b.left + column) * call_.images + part_.first_image) * b.channels;
   }
 
   // What a read finds for a reader at a place: null where the line does not exist.
   const T* found(const SamplingRead& read, int32_t line, int32_t column) const {
     const SamplingBuffer& b = p_.buffers[read.source];
-    if (b.everywhere) return room_.base[read.source] + b.left * call_.images * b.channels + read.start;
+    if (b.everywhere)
+      return room_.base[read.source] + (b.left * call_.images + part_.first_image) * b.channels + read.start;
     const int32_t source_line = at(read.row, line);
     if (source_line < 0 || source_line >= b.height) return nullptr;
     return at_place(read.source, source_line, at(read.column, column)) + read.start;
   }
 
   void run(const SamplingInstruction& i, const Places& places) {
-    if (members_ > 1) {
+    if (part_.members > 1) {
       if (has_to_wait(i)) together();
       note(i);
     }
     const Panels<T> panels(i.channels);
-    const Share share(panels.count, member_, members_);
+    const Share share(panels.count, part_.member, part_.members);
     if (share.begin == share.end) return;
     if (i.linear) {
       linear(i, places, panels, share);
@@ -137,10 +149,10 @@ class Member {
       const int64_t pitch = p_.buffers[i.destination].channels;
       T* out = at_place(i.destination, line, column) + i.start;
       if (count == pitch && a_pitch == pitch && b_pitch == pitch) {
-        apply(i.function, i.constants, a, b, out, n_ * count);
+        apply(i.function, i.constants, a, b, out, part_.images * count);
         continue;
       }
-      for (int64_t image = 0; image < n_; ++image)
+      for (int64_t image = 0; image < part_.images; ++image)
         apply(i.function, i.constants, a + image * a_pitch + begin, b + image * b_pitch + begin,
               out + image * pitch + begin, count);
     }
@@ -151,7 +163,7 @@ class Member {
     const char* packed = call_.packed + i.weight_at;
     const W* weight = reinterpret_cast<const W*>(packed);
     const T* bias = reinterpret_cast<const T*>(packed + layout.weight_bytes());
-    const int64_t pieces = cut(i), rows = places.count * n_, block = rows_of_block<T>(i.depth);
+    const int64_t pieces = cut(i), rows = places.count * part_.images, block = rows_of_block<T>(i.depth);
     TileOperands<T, W> o{};
     for (int64_t first = 0; first < rows; first += block) {
       const int64_t count = block < rows - first ? block : rows - first;
@@ -174,8 +186,15 @@ class Member {
           o.pieces = 0;
           int64_t depth = 0;
           while (p + o.pieces < pieces && depth < kDepthOfChain) depth += o.piece[o.pieces++].length;
+          // the weights behind these are fetched meanwhile, a part by every tile
+          const int64_t chain_bytes = depth * vectors * kLanes<T> * int64_t(sizeof(W));
+          const char* ahead = reinterpret_cast<const char*>(o.b) + chain_bytes;
+          const char* const end_ahead = ahead + chain_bytes;
           for_each_tile(count, rows_of_tile(int(together), vectors), [&](int64_t row, int64_t height) {
             o.a = room_.found + row;
+            o.b_ahead = ahead;
+            if (ahead + depth * 64 < end_ahead) ahead += depth * 64;
+            o.ahead = height < count - row - height ? height : count - row - height;
             o.c = room_.into + row;
             o.initial = i.initial < 0 ? nullptr : room_.above + row;
             find_linear_tile<T, W>(height, together, vectors)(o);
@@ -208,8 +227,8 @@ class Member {
   void find_rows(const SamplingInstruction& i, const Places& places, int64_t first, int64_t count) {
     const SamplingRead whole{i.initial, 0, i.channels, {1, 0, 1}, {1, 0, 1}};
     for (int64_t row = 0; row < count;) {
-      const int64_t place = (first + row) / n_, image = first + row - place * n_;
-      const int64_t images = n_ - image < count - row ? n_ - image : count - row;
+      const int64_t place = (first + row) / part_.images, image = first + row - place * part_.images;
+      const int64_t images = part_.images - image < count - row ? part_.images - image : count - row;
       const int32_t line = places.line[place], column = places.column[place];
       auto list = [&](const T** to, const SamplingRead& read) {
         const T* from = found(read, line, column);
@@ -239,12 +258,15 @@ class Member {
   }
 
   void whole_lines(int64_t row, bool by_row) {
+    const Part part = std::exchange(part_, part_of_lines_);
     for (int64_t i = 0; i < p_.instruction_count; ++i)
       if (p_.instructions[i].by_row == by_row) whole_line(p_.instructions[i], row);
+    part_ = part;
   }
 
   bool row_is_known(int64_t row) const {
-    for (int64_t plane = first_image_ * p_.channels; plane < (first_image_ + n_) * p_.channels; ++plane)
+    for (int64_t plane = part_.first_image * p_.channels; plane < (part_.first_image + part_.images) * p_.channels;
+         ++plane)
       for (int64_t column = 0; column < p_.width; ++column)
         if (!call_.known[(plane * p_.height + row) * p_.width + column]) return false;
     return true;
@@ -253,7 +275,7 @@ class Member {
   void known_row(int64_t row) {
     whole_lines(row, true);
     together();
-    const Share share(n_, member_, members_);
+    const Share share(part_.images, part_.member, part_.members);
     for (int64_t image = share.begin; image < share.end; ++image)
       for (int64_t step = 0; step < p_.steps; ++step)
         for (int64_t column = 0; column < p_.width; ++column) enter(image, step, row, column);
@@ -279,7 +301,7 @@ class Member {
       room_.active[active] = int32_t(i);
       room_.active_line[active++] = line;
     }
-    const Share share(n_, member_, members_);
+    const Share share(part_.images, part_.member, part_.members);
     for (int64_t column = times_.first_column; column < p_.width + times_.last_lag; ++column) {
       for (int64_t step = 0; step < p_.steps; ++step) {
         for (int64_t k = 0; k < active; ++k) {
@@ -318,10 +340,10 @@ class Member {
         if (count > 0) run(i, {room_.lines, room_.columns, count});
       }
       together();
-      const Share share(top < bottom ? (bottom - top) * n_ : 0, member_, members_);
+      const Share share(top < bottom ? (bottom - top) * part_.images : 0, part_.member, part_.members);
       for (int64_t k = share.begin; k < share.end; ++k) {
-        const int64_t row = top + k / n_;
-        settle(k % n_, step, row, time - p_.wave * row);
+        const int64_t row = top + k / part_.images;
+        settle(k % part_.images, step, row, time - p_.wave * row);
       }
       together();
     }
@@ -336,7 +358,7 @@ class Member {
   }
 
   int64_t pixel(int64_t image, int64_t channel, int64_t row, int64_t column) const {
-    return (((first_image_ + image) * p_.channels + channel) * p_.height + row) * p_.width + column;
+    return (((part_.first_image + image) * p_.channels + channel) * p_.height + row) * p_.width + column;
   }
 
   // Draws a step of a pixel, or takes what is known.
@@ -364,16 +386,15 @@ class Member {
     const T* from = parameters_at(image, step, row, column);
     T* to = static_cast<T*>(call_.parameters);
     for (int64_t k = 0; k < p_.parameters; ++k)
-      to[((((first_image_ + image) * p_.parameters + k) * p_.steps + step) * p_.height + row) * p_.width + column] =
-          from[k];
+      to[((((part_.first_image + image) * p_.parameters + k) * p_.steps + step) * p_.height + row) * p_.width +
+         column] = from[k];
   }
 
   const SamplingCall& call_;
   const SamplingProgram& p_;
   const SamplingTimes times_;
   Team& team_;
-  int member_, members_;
-  int64_t first_image_, n_;
+  Part part_, part_of_lines_;
   Room<T> room_;
   int64_t meeting_ = 0;
 };

@@ -1,10 +1,13 @@
 // Linear instructions: sums over what an instruction reads at some places, for all images.
 //
 // A row is what the reads find at one place of one image: one pointer per read, wherever it lies, so nothing is copied.
-// Each panel of channels (one vector to kTileVectors) takes some rows (whose numbers are 128 kB or so), 256 of depth at
-// a time (16 kB of weights, which the tiles after the first find in L1). A number of the result is bias + initial, plus
-// the sums over depth 0 ... 255, 256 ... 511 and so on, each a chain of its own: the same additions in the same order
-// for a lone pixel, a line, a diagonal, and whatever the batch and the team are.
+// Each panel of channels (one vector to kTileVectors) takes some rows (whose numbers fill a quarter of L2), 256 of
+// depth at a time (AVX2: 16 kB of weights, which the tiles after the first find in L1; AVX-512: 64 kB, in L2). While a
+// tile multiplies, the numbers of the next tile's rows are fetched, and a line of the next 256 weights for each of its
+// own: lines of pixels and weights come from far, and nearly everything would wait for them otherwise (PixelCNN++, 16
+// images, AVX-512: 12% of all time). A number of the result is bias + initial, plus the sums over depth 0 ... 255, 256
+// ... 511 and so on, each a chain of its own: the same additions in the same order for a lone pixel, a line, a
+// diagonal, and whatever the batch and the team are.
 //
 // A tile has 12 sums in registers (AVX-512: 24): 6 rows of one panel; 2 rows of three panels; a lone row of six. With
 // fewer than 8 sums the processor would wait for its own additions (two a cycle, each done after four).
@@ -15,8 +18,9 @@
 namespace vidgen::VIDGEN_ISA {
 
 constexpr int64_t kDepthOfChain = 256;
-constexpr int64_t kBlockBytes = 128 * 1024;
-constexpr int kMostPanels = 6;  // of a tile
+constexpr int64_t kBlockBytes =
+    (kVectorBytes == 64 ? 512 : 128) * 1024;  // processors with AVX-512 have 1 to 2 MB of L2
+constexpr int kMostPanels = 6;                // of a tile
 
 template <class T>
 VIDGEN_INLINE int64_t rows_of_block(int64_t depth) {
@@ -60,9 +64,11 @@ template <class T, class W>
 struct TileOperands {
   const T* const* a;  // [read][row]
   int64_t a_pitch;    // rows
+  int64_t ahead;      // the next tile's rows follow so far on: their numbers are fetched meanwhile
   const Piece* piece;
   int64_t pieces;
   const W* b;
+  const char* b_ahead;      // weights of later tiles: a line of them is fetched per line of b
   int64_t panel_pitch;      // of b
   T* const* c;              // [row]
   const T* bias;            // what sums begin with; null: with c
@@ -87,6 +93,7 @@ __attribute__((noinline)) void end_narrow_tile(const TileOperands<T, W>& o, cons
 template <class T, class W, int rows, int panels, int vectors>
 void linear_tile(const TileOperands<T, W>& o) {
   constexpr int lanes = kLanes<T>, wide = panels * vectors;
+  constexpr int64_t kLine = 64 / sizeof(T);
   Vec<T> sum[rows][wide];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
@@ -94,21 +101,29 @@ void linear_tile(const TileOperands<T, W>& o) {
     for (int j = 0; j < wide; ++j) sum[i][j] = Vec<T>{};
   }
   const W* b = o.b;
+  const char* b_ahead = o.b_ahead;
   for (int64_t p = 0; p < o.pieces; ++p) {
     const Piece piece = o.piece[p];
     const T* row[rows];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) row[i] = o.a[piece.read * o.a_pitch + i] + piece.offset;
-    for (int64_t k = 0; k < piece.length; ++k) {
-      Vec<T> panel[wide];
-#pragma GCC unroll 24
-      for (int j = 0; j < wide; ++j) panel[j] = load(b + j / vectors * o.panel_pitch + j % vectors * lanes);
+    for (int64_t k = 0; k < piece.length;) {
+      const int64_t end = k + kLine < piece.length ? k + kLine : piece.length;
 #pragma GCC unroll 8
-      for (int i = 0; i < rows; ++i) {
+      for (int i = 0; i < rows; ++i) __builtin_prefetch(o.a[piece.read * o.a_pitch + i + o.ahead] + piece.offset + k);
+      for (; k < end; ++k) {
+        Vec<T> panel[wide];
 #pragma GCC unroll 24
-        for (int j = 0; j < wide; ++j) sum[i][j] = multiply_add<T>(row[i][k], panel[j], sum[i][j]);
+        for (int j = 0; j < wide; ++j) panel[j] = load(b + j / vectors * o.panel_pitch + j % vectors * lanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 24
+          for (int j = 0; j < wide; ++j) sum[i][j] = multiply_add<T>(row[i][k], panel[j], sum[i][j]);
+        }
+        b += vectors * lanes;
+        __builtin_prefetch(b_ahead, 0, 2);
+        b_ahead += 64;
       }
-      b += vectors * lanes;
     }
   }
   // written out for each case, and no address of a sum given away, so that sums stay in registers

@@ -28,8 +28,8 @@ def wide(name: str, dtype: torch.dtype = torch.float32, times: int = 1) -> torch
 
 @pytest.mark.parametrize(
     ("images", "times"),
-    # many images, which threads share; few, but channels enough for several threads
-    [(100, 1), (7, 3)],
+    # many images, which threads share; some, which they share in whole lines; few, but channels enough for all
+    [(100, 1), (16, 3), (7, 3)],
 )
 @pytest.mark.parametrize("name", WIDE)
 def test_same_bits_on_any_number_of_threads_and_on_every_run(name, images, times, threads):
@@ -43,12 +43,12 @@ def test_same_bits_on_any_number_of_threads_and_on_every_run(name, images, times
         assert torch.equal(met, seen[0][1])
 
 
+@pytest.mark.parametrize(("images", "times"), [(36, 1), (16, 3)])
 @pytest.mark.parametrize("name", WIDE)
-def test_rows_that_are_known_in_some_images_only(name, threads):
+def test_rows_that_are_known_in_some_images_only(name, images, times, threads):
     """Threads that draw images of their own pass over rows at once where all of theirs are known."""
-    model = wide(name)
+    model = wide(name, times=times)
     _, height, _ = model.image_shape
-    images = 36
     known = torch.zeros(images, *model.image_shape, dtype=torch.bool)
     known[: images // 3] = True
     known[images // 3 : images // 2, :, : height // 2] = True
