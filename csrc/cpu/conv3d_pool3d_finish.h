@@ -5,6 +5,8 @@
 // bias), and ReLU of a maximum is the maximum of ReLUs: bias and ReLU are applied once per window.
 #pragma once
 
+#include <limits>
+
 #include "conv3d_pool3d.h"
 #include "convert.h"
 #include "panels.h"
@@ -90,22 +92,84 @@ VIDGEN_INLINE void for_each_position(const Box<V>& box, const Window& w, F f) {
   }
 }
 
+// What becomes of a sum: bias, activation.
+template <class E>
+struct Activation {
+  Vec<E> bias;
+  bool relu;
+  VIDGEN_INLINE Vec<E> operator()(Vec<E> v) const {
+    v = v + bias;
+    return relu ? rectified<E>(v) : v;
+  }
+};
+
+// `count` windows next to each other, `wide` columns each, `depth` planes and `height` rows. Returns the sum of all
+// that they hold: one number of them is a NaN only if the sum is, too, and the maxima are right if none is.
+template <int wide, class E, class V>
+VIDGEN_INLINE Vec<E> store_maxima(const V* from, const int64_t (&stride)[3], int64_t depth, int64_t height,
+                                  int64_t count, Activation<E> activation, E* to, int64_t to_stride, int64_t used) {
+  Vec<E> sum{};
+  for (; count > 0; --count, from += wide * stride[2], to += to_stride) {
+    Vec<E> maximum = Vec<E>{} - std::numeric_limits<Acc<E>>::infinity();
+    for (int64_t d = 0; d < depth; ++d) {
+      for (int64_t h = 0; h < height; ++h) {
+        const V* row = from + d * stride[0] + h * stride[1];
+#pragma GCC unroll 4
+        for (int w = 0; w < wide; ++w) {
+          const Vec<E> v = load_lanes<V, E>(row + w * stride[2], used);
+          maximum = v > maximum ? v : maximum;
+          sum += v;
+        }
+      }
+    }
+    store_lanes(to, activation(maximum), used);
+  }
+  return sum;
+}
+
+// All windows of a box. Returns whether there may be a NaN among what they hold: the maxima are right only if not.
 template <class E, class V>
-void store_activations(const Conv3dPool3d& p, const Box<V>& box, Vec<E> bias, Lanes lanes, const ClipView& y,
-                       int64_t n) {
+bool store_maxima(const Conv3dPool3d& p, const Box<V>& box, Activation<E> activation, Lanes lanes, const ClipView& y,
+                  int64_t n) {
+  constexpr decltype(&store_maxima<1, E, V>) of_width[] = {&store_maxima<1, E, V>, &store_maxima<2, E, V>,
+                                                           &store_maxima<3, E, V>, &store_maxima<4, E, V>};
+  const int64_t whole = box.size[2] / p.pool[2], rest = box.size[2] % p.pool[2];
+  Vec<E> sum{};
+  for (int64_t d = 0; d < box.size[0]; d += p.pool[0]) {
+    for (int64_t h = 0; h < box.size[1]; h += p.pool[1]) {
+      const int64_t at[3] = {(box.origin[0] + d) / p.pool[0], (box.origin[1] + h) / p.pool[1],
+                             box.origin[2] / p.pool[2]};
+      if (at[0] >= p.pooled_size[0] || at[1] >= p.pooled_size[1]) continue;
+      auto store = [&](int64_t wide, int64_t first, int64_t count) {
+        sum += of_width[wide - 1](
+            box.values + d * box.stride[0] + h * box.stride[1] + first * p.pool[2] * box.stride[2], box.stride,
+            smaller(p.pool[0], box.size[0] - d), smaller(p.pool[1], box.size[1] - h), count, activation,
+            element_at<E>(y, n, at[0], at[1], at[2] + first, lanes.first), y.stride[2], lanes.used);
+      };
+      store(p.pool[2], 0, whole);
+      if (rest > 0 && at[2] + whole < p.pooled_size[2]) store(rest, whole, 1);
+    }
+  }
+  return has_nan<E>(sum);
+}
+
+template <class E, class V>
+void store_activations(const Conv3dPool3d& p, const Box<V>& box, Activation<E> activation, Lanes lanes,
+                       const ClipView& y, int64_t n) {
   if (!p.pools()) {
     for (int64_t d = 0; d < box.size[0]; ++d) {
       for (int64_t h = 0; h < box.size[1]; ++h) {
         const V* from = box.values + d * box.stride[0] + h * box.stride[1];
         E* to = element_at<E>(y, n, box.origin[0] + d, box.origin[1] + h, box.origin[2], lanes.first);
         for (int64_t w = 0; w < box.size[2]; ++w) {
-          Vec<E> v = load_lanes<V, E>(from + w * box.stride[2], lanes.used) + bias;
-          store_lanes(to + w * y.stride[2], p.relu ? rectified<E>(v) : v, lanes.used);
+          store_lanes(to + w * y.stride[2], activation(load_lanes<V, E>(from + w * box.stride[2], lanes.used)),
+                      lanes.used);
         }
       }
     }
     return;
   }
+  if (!store_maxima<E, V>(p, box, activation, lanes, y, n)) return;
   for_each_window(p, box, [&](const Window& window, const int64_t* at, bool kept) __attribute__((always_inline)) {
     if (!kept) return;
     Vec<E> maximum{};
@@ -114,9 +178,7 @@ void store_activations(const Conv3dPool3d& p, const Box<V>& box, Vec<E> bias, La
                         Vec<E> v = load_lanes<V, E>(from, lanes.used);
                         maximum = index == 0 ? v : replaces<E>(v, maximum) ? v : maximum;
                       });
-    maximum += bias;
-    E* to = element_at<E>(y, n, at[0], at[1], at[2], lanes.first);
-    store_lanes(to, p.relu ? rectified<E>(maximum) : maximum, lanes.used);
+    store_lanes(element_at<E>(y, n, at[0], at[1], at[2], lanes.first), activation(maximum), lanes.used);
   });
 }
 
@@ -152,7 +214,7 @@ VIDGEN_INLINE void finish_box(const Conv3dPool3d& p, const Box<V>& box, const E*
                               const Conv3dTarget& target, int64_t n) {
   Vec<E> add = bias == nullptr ? Vec<E>{} : load_lanes<E, E>(bias + lanes.first, lanes.used);
   if (target.grad == nullptr) {
-    store_activations<E>(p, box, add, lanes, target.out, n);
+    store_activations<E>(p, box, {add, p.relu}, lanes, target.out, n);
   } else {
     store_gradient<E>(p, box, add, lanes, target, n);
   }

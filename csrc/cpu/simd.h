@@ -160,6 +160,23 @@ VIDGEN_INLINE void store(double* p, Vec<double> v, int64_t n) { _mm256_maskstore
 #endif
 #endif
 
+// Whether a lane is a NaN.
+template <class T>
+VIDGEN_INLINE bool has_nan(Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Acc<T>) == 4) {
+    return _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q) != 0;
+  } else {
+    return _mm512_cmp_pd_mask((__m512d)v, (__m512d)v, _CMP_UNORD_Q) != 0;
+  }
+#else
+  const IntVec<T> nan = v != v;
+  bool any = false;
+  for (int i = 0; i < kLanes<T>; ++i) any |= nan[i] != 0;
+  return any;
+#endif
+}
+
 // c + a * b, fused where the processor can: said outright, so that no compiler flag decides on speed or bits.
 template <class T>
 VIDGEN_INLINE Vec<T> multiply_add(Acc<T> a, Vec<T> b, Vec<T> c) {
