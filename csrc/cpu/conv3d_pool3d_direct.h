@@ -2,9 +2,10 @@
 //
 // A task computes a block of outputs (whole pooling windows, some 512 pixels) for all output channels. It stages what
 // the block reads, zero-padded, pixels of channels next to each other; the taps of a kernel row are then one contiguous
-// run of kw * channels values, so a kernel is kd * kh runs and needs no im2col. Per panel of output channels (64 with
-// AVX-512) all pixels pass through the register tile of gemm.h into a buffer of 128 KiB that stays in L2, and from
-// there through bias, activation and pooling to memory: what is not pooled never leaves the cache.
+// run of kw * channels values, so a kernel is kd * kh runs and needs no im2col. Kernels of kd x 1 x 1 read clips whose
+// channels are next to each other where they lie. Per panel of output channels (64 with AVX-512) all pixels pass
+// through the register tile of gemm.h into a buffer of 128 KiB that stays in L2, and from there through bias,
+// activation and pooling to memory: what is not pooled never leaves the cache.
 #pragma once
 
 #include "conv3d_pool3d_finish.h"
@@ -80,9 +81,9 @@ struct Conv3dDirectTask {
     sums = arena.take<Acc<S>>(outputs * smaller(kPanel<S>, Panels<S>(p.out_channels).padded_channels()));
   }
 
-  void list_runs(const Conv3dPool3d& p) {
+  void list_runs(const Conv3dPool3d& p, int64_t plane, int64_t line) {
     for (int64_t d = 0, i = 0; d < p.kernel[0]; ++d) {
-      for (int64_t h = 0; h < p.kernel[1]; ++h, ++i) run[i] = {(d * rows + h) * columns * pitch, p.kernel[2] * pitch};
+      for (int64_t h = 0; h < p.kernel[1]; ++h, ++i) run[i] = {d * plane + h * line, p.kernel[2] * pitch};
     }
   }
 
@@ -110,10 +111,12 @@ struct Conv3dDirectTask {
     }
   }
 
-  // A kernel of one tap needs neither padding nor a copy.
+  // A kernel of one tap a plane needs neither zeros nor a copy: taps before and after the clip are left out.
   bool reads_in_place(const Conv3dPool3d& p, const ClipView& x) const {
-    return sizeof(E) == sizeof(S) && p.kernel[0] * p.kernel[1] * p.kernel[2] == 1 && x.channel_stride == 1 &&
-           p.in_channels == pitch;
+    bool in_place = sizeof(E) == sizeof(S) && x.channel_stride == 1 && p.in_channels == pitch;
+    for (int axis : {1, 2})
+      in_place &= p.kernel[axis] == 1 && p.before[axis] == 0 && p.in_size[axis] == p.out_size[axis];
+    return in_place;
   }
 };
 
@@ -214,15 +217,16 @@ void run_conv3d_direct(const Conv3dPool3d& p, const Conv3dSchedule& s, const Cli
       return;
     }
   }
-  work.list_runs(p);
   int64_t line = work.columns * work.pitch, plane = work.rows * line;
   RowMap<S> pixels{work.staged, size[2], line, work.pitch};
   if (work.reads_in_place(p, x)) {
     plane = x.stride[0];
-    pixels = {element_at<S>(x, n, first[0], first[1], first[2], 0), size[2], x.stride[1], x.stride[2]};
+    pixels = {element_at<S>(x, n, first[0] - p.before[0], first[1], first[2], 0), size[2], x.stride[1], x.stride[2],
+              true};
   } else {
     work.stage(p, x, n, first, s.block);
   }
+  work.list_runs(p, plane, line);
   Panels<S> panels(p.out_channels);
   Conv3dDirectWeights<S> weights(p);
   Prefetch none{};
@@ -232,6 +236,7 @@ void run_conv3d_direct(const Conv3dPool3d& p, const Conv3dSchedule& s, const Cli
     for (int64_t d = 0; d < size[0]; ++d) {
       RowMap<S> map = pixels;
       map.base += d * plane;
+      map.far &= panel == 0;
       // planes of zeros before and after the clip are left out
       int64_t depth = first[0] + d - p.before[0];
       int64_t begin = larger(0, -depth), end = larger(begin, smaller(p.kernel[0], p.in_size[0] - depth));

@@ -38,6 +38,7 @@ template <class S>
 struct RowMap {
   const S* base;
   int64_t columns, line_pitch, column_pitch;
+  bool far = false;  // nobody has read these rows lately: those behind a tile are fetched while it multiplies
 };
 
 // Walks a RowMap in order without dividing.
@@ -238,6 +239,7 @@ void multiply(const RowMap<S>& map, int64_t rows, const Run* run, int64_t runs, 
   Run chunk[kMaxRuns];
   int64_t used = 0;  // elements of run[0] that earlier chunks have taken
   bool accumulate = false;
+  const auto* tiles = map.far ? Tiles<S>::fetching : Tiles<S>::dense;
   do {
     int64_t count = 0, depth = 0;
     while (runs > 0 && count < kMaxRuns && depth < chunk_depth) {
@@ -251,13 +253,14 @@ void multiply(const RowMap<S>& map, int64_t rows, const Run* run, int64_t runs, 
         used = 0;
       }
     }
+    const int64_t behind = map.column_pitch + (count > 0 ? chunk[count - 1].offset : 0);
     RowCursor<S> cursor(map);
     for_each_tile(rows, tile_rows(vectors), [&](int64_t first, int64_t height) {
       const S* a[kTallestTile];
       for (int64_t i = 0; i < height; ++i) a[i] = cursor.next();
       ahead.step();
-      Tiles<S>::dense[(height - 1) * kTileVectors + vectors - 1](a, chunk, count, b, c + first * c_pitch, c_pitch,
-                                                                 accumulate, nullptr);
+      tiles[(height - 1) * kTileVectors + vectors - 1](a, chunk, count, b, c + first * c_pitch, c_pitch, accumulate,
+                                                       reinterpret_cast<const char*>(a[height - 1] + behind));
     });
     b += depth * vectors * kLanes<S>;
     accumulate = true;
