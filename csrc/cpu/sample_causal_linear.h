@@ -1,13 +1,12 @@
 // Linear instructions: sums over what an instruction reads at some places, for all images.
 //
 // A row is what the reads find at one place of one image: one pointer per read, wherever it lies, so nothing is copied.
-// Each panel of channels (one vector to kTileVectors) takes some rows (whose numbers fill a quarter of L2), 256 of
-// depth at a time (AVX2: 16 kB of weights, which the tiles after the first find in L1; AVX-512: 64 kB, in L2). While a
-// tile multiplies, the numbers of the next tile's rows are fetched, and a line of the next 256 weights for each of its
-// own: lines of pixels and weights come from far, and nearly everything would wait for them otherwise (PixelCNN++, 16
-// images, AVX-512: 12% of all time). A number of the result is bias + initial, plus the sums over depth 0 ... 255, 256
-// ... 511 and so on, each a chain of its own: the same additions in the same order for a lone pixel, a line, a
-// diagonal, and whatever the batch and the team are.
+// Each panel of channels (one vector to kTileVectors) takes some rows (whose numbers fill a quarter of L2 or so), 256
+// of depth at a time (AVX2: 16 kB of weights, which the tiles after the first find in L1; AVX-512: 64 kB, in L2). While
+// a tile multiplies, the numbers of the next tile's rows are fetched, and a line of the next 256 weights for each of
+// its own: both come from far (PixelCNN++, 16 images, AVX-512: without it 12% more time). A number of the result is
+// bias + initial, plus the sums over depth 0 ... 255, 256 ... 511 and so on, each a chain of its own: the same
+// additions in the same order for a lone pixel, a line, a diagonal, and whatever the batch and the team are.
 //
 // A tile has 12 sums in registers (AVX-512: 24): 6 rows of one panel; 2 rows of three panels; a lone row of six. With
 // fewer than 8 sums the processor would wait for its own additions (two a cycle, each done after four).
@@ -18,9 +17,9 @@
 namespace vidgen::VIDGEN_ISA {
 
 constexpr int64_t kDepthOfChain = 256;
-constexpr int64_t kBlockBytes =
-    (kVectorBytes == 64 ? 512 : 128) * 1024;  // processors with AVX-512 have 1 to 2 MB of L2
-constexpr int kMostPanels = 6;                // of a tile
+// processors with AVX-512 have 1 to 2 MB of L2
+constexpr int64_t kBlockBytes = (kVectorBytes == 64 ? 512 : 128) * 1024;
+constexpr int kMostPanels = 6;  // of a tile
 
 template <class T>
 VIDGEN_INLINE int64_t rows_of_block(int64_t depth) {
