@@ -29,18 +29,18 @@ template <class E>
 double winograd_cycles(const MaskedConv2d& p, const WinogradTask<E>& task, int64_t block_rows) {
   using S = Staged<E>;
   double cycles = 0;
-  auto add_part = [&](const WinogradPart& part, const PartTask<S>& work) {
-    double rows = double(work.rows());
-    for (int i = 0; i < part.points; ++i) {
-      double depth = double(part.depth(i, task.form.channel_pitch));
-      cycles += part.vertical * multiply_cycles<S>(rows, depth / kDepthStep<S>, p.out_channels);
-      cycles +=
-          kTransform * part.vertical * vectors_of<E>(rows * depth / double(task.form.channel_pitch), p.in_channels);
+  for (int i = 0; i < task.form.parts; ++i) {
+    const WinogradPart& part = task.form.part[i];
+    double rows = double(task.part[i].rows());
+    for (int point = 0; point < part.points; ++point) {
+      for (int v = 0; v < part.vertical; ++v) {
+        double depth = double(part.depth(point, v, task.form.channel_pitch));
+        cycles += multiply_cycles<S>(rows, depth / kDepthStep<S>, p.out_channels);
+      }
     }
-    cycles += kTransform * part.vertical * part.points * vectors_of<E>(rows, p.out_channels);
-  };
-  add_part(task.form.above, task.above);
-  add_part(task.form.current, task.current);
+    cycles += kTransform * (vectors_of<E>(rows * part.coefficients(), p.in_channels) +
+                            vectors_of<E>(rows * part.points * part.vertical, p.out_channels));
+  }
   double pixels = double(block_rows * task.out_columns);
   if (p.colors > 1) cycles += multiply_cycles<S>(pixels, double(p.in_channels), p.out_channels);
   return cycles + kMove * (vectors_of<E>(double(task.block.rows * task.block.columns), p.in_channels) +
@@ -56,9 +56,9 @@ double multiply_adds(const MaskedConv2d& p, const DirectTask<E>&, int64_t block_
 
 template <class E>
 double multiply_adds(const MaskedConv2d& p, const WinogradTask<E>& task, int64_t block_rows) {
-  int64_t pitch = task.form.channel_pitch;
-  int64_t products = task.above.rows() * task.form.above.total_depth(pitch) +
-                     task.current.rows() * task.form.current.total_depth(pitch);
+  int64_t products = 0;
+  for (int i = 0; i < task.form.parts; ++i)
+    products += task.part[i].rows() * task.form.part[i].total_depth(task.form.channel_pitch);
   if (p.colors > 1) products += block_rows * task.out_columns * p.in_channels;
   return double(products) * double(p.out_channels);
 }

@@ -11,18 +11,18 @@ constexpr int64_t kWinogradChunk = 256;  // rows of B per visit of M, see gemm.h
 template <class S>
 struct PartTask {
   int64_t lines, tiles;
-  S* v;                           // [segment][coefficient][vertical][line * tile][channel]
+  S* v;                           // [segment][coefficient][slice][line * tile][channel]
   int64_t segment[kMaxSegments];  // where each segment's V begins
 
   int64_t rows() const { return lines * tiles; }
 
   void place(const WinogradPart& part, int64_t block_rows, int64_t width, int64_t pitch, Arena& arena) {
     lines = part.lines_per(block_rows);
-    tiles = part.outputs == 0 ? 0 : divide_up(width, part.outputs);
+    tiles = divide_up(width, part.outputs);
     int64_t size = 0;
     for (int s = 0; s < part.segments; ++s) {
       segment[s] = size;
-      size += (part.outputs + part.segment[s].taps - 1) * part.vertical * rows() * pitch;
+      size += (part.outputs + part.segment[s].taps - 1) * part.slices(s) * rows() * pitch;
     }
     v = arena.take<S>(size);
   }
@@ -32,71 +32,85 @@ template <class E>
 struct WinogradTask {
   using S = Staged<E>;
   WinogradForm<S> form;
-  PartTask<S> above, current;
+  PartTask<S> part[kMaxParts];
   StagedBlock block;
-  int64_t out_columns;
+  int64_t out_columns = 0;
   S* staged;
   Acc<S>*products, *sums;
 
   WinogradTask(const MaskedConv2d& p, int64_t block_rows, Arena& arena) : form(p) {
     Taps taps(p);
     block.pitch = round_up(p.in_channels, kLanes<S>);
-    above.place(form.above, block_rows, p.width, block.pitch, arena);
-    current.place(form.current, block_rows, p.width, block.pitch, arena);
-    out_columns = larger(above.tiles * form.above.outputs, current.tiles * form.current.outputs);
-    block.rows = taps.above + round_up(block_rows, 2);
+    int64_t most_products = 0;
+    for (int i = 0; i < form.parts; ++i) {
+      part[i].place(form.part[i], block_rows, p.width, block.pitch, arena);
+      out_columns = larger(out_columns, part[i].tiles * form.part[i].outputs);
+      most_products = larger(most_products, part[i].rows() * form.part[i].points * form.part[i].vertical);
+    }
+    block.rows = taps.above + block_rows;
     block.left = taps.left;
     block.columns = out_columns + p.kernel_width - 1;
     block.first_channel = 0;
     block.channels = p.in_channels;
     staged = arena.take<S>(block.rows * block.columns * block.pitch);
     int64_t panel = smaller(kPanel<S>, Panels<S>(p.out_channels).padded_channels());
-    products = arena.take<Acc<S>>(
-        panel * larger(above.rows() * form.above.points * form.above.vertical, current.rows() * form.current.points));
+    products = arena.take<Acc<S>>(panel * most_products);
     sums = arena.take<Acc<S>>(round_up(block_rows, 2) * out_columns * panel);
   }
 };
 
-// V of one part; `first` is the staged row that output row 0 reads first.
+// V of one part. `above` is the staged row that output row 0 reads first, `current` its own, one of `rows`.
 template <class S>
-void transform_part(const WinogradPart& part, const PartTask<S>& task, const StagedBlock& block, const S* first) {
-  int64_t line = block.columns * block.pitch, stride = part.vertical * task.rows() * block.pitch;
-  for (int s = 0; s < part.segments; ++s) {
-    auto transform = horizontal_transform<S>(part.outputs, part.segment[s].taps);
-    const S* from = first + part.segment[s].first * block.pitch;
-    for (int v = 0; v < part.vertical; ++v) {
-      S* out = task.v + task.segment[s] + v * task.rows() * block.pitch;
-      for (int64_t l = 0; l < task.lines; ++l, out += task.tiles * block.pitch) {
-        LineSource<S> source{from + l * line, nullptr, false};
-        if (part.vertical > 1) {
-          VerticalTerms terms = vertical_terms(part.rows, v);
-          source.row = from + (2 * l + terms.row) * line;
-          if (terms.other >= 0) source.other = from + (2 * l + terms.other) * line;
-          source.subtract = terms.subtract;
-        }
-        transform.line(source, block.pitch, task.tiles, out, stride);
+void transform_part(const WinogradPart& part, const PartTask<S>& task, const StagedBlock& block, const S* above,
+                    const S* current, int64_t rows) {
+  int64_t line = block.columns * block.pitch;
+  auto transform = [&](int first, int last, auto source) {
+    if (first == last) return;
+    auto transform_line = line_transform<S>(part, first, last);
+    int slices = part.slices(first);
+    for (int slice = 0; slice < slices; ++slice) {
+      S* out[kMaxSegments];
+      for (int s = first; s < last; ++s) out[s - first] = task.v + task.segment[s] + slice * task.rows() * block.pitch;
+      for (int64_t l = 0; l < task.lines; ++l) {
+        transform_line(source(l, slice), block.pitch, task.tiles, out, slices * task.rows() * block.pitch);
+        for (int s = first; s < last; ++s) out[s - first] += task.tiles * block.pitch;
       }
     }
-  }
+  };
+  int of_above = 0;
+  while (of_above < part.segments && part.segment[of_above].above) ++of_above;
+  transform(0, of_above, [&](int64_t l, int v) {
+    if (part.vertical == 1) return LineSource<S>{above + l * line, nullptr, false};
+    VerticalTerms terms = vertical_terms(part.rows, v);
+    const S* pair = above + 2 * l * line;
+    return LineSource<S>{pair + terms.row * line, terms.other < 0 ? nullptr : pair + terms.other * line,
+                         terms.subtract};
+  });
+  transform(of_above, part.segments, [&](int64_t l, int slice) {
+    // the last pair may lack its lower row: what is computed there is not stored
+    int64_t row = part.vertical == 1 ? l : smaller(2 * l + slice, rows - 1);
+    return LineSource<S>{current + row * line, nullptr, false};
+  });
 }
 
-// M = V U for every product of a part.
+// M = V U for every product of a part. A function of its own: inside a task its loops would lack registers.
 template <class S>
-void multiply_part(const WinogradPart& part, const PartTask<S>& task, int64_t pitch, int64_t channel_pitch, const S* u,
-                   int vectors, Acc<S>* products, Prefetch& ahead) {
+__attribute__((noinline)) void multiply_part(const WinogradPart& part, const PartTask<S>& task, int64_t pitch,
+                                             int64_t channel_pitch, const S* u, int vectors, Acc<S>* products,
+                                             Prefetch& ahead) {
   int64_t width = vectors * kLanes<S>;
   RowMap<S> rows{task.v, task.rows(), 0, pitch};
   for (int point = 0; point < part.points; ++point) {
-    int64_t depth = part.depth(point, channel_pitch);
     for (int v = 0; v < part.vertical; ++v) {
       Run run[kMaxSegments];
       int runs = 0;
       for (int s = 0; s < part.segments; ++s) {
-        int i = part.index(s, point);
-        if (i >= 0) run[runs++] = {task.segment[s] + (i * part.vertical + v) * task.rows() * pitch, channel_pitch};
+        int i = part.index(s, point), slice = part.slice(s, v);
+        if (i < 0 || slice < 0) continue;
+        run[runs++] = {task.segment[s] + (i * part.slices(s) + slice) * task.rows() * pitch, channel_pitch};
       }
       multiply(rows, task.rows(), run, runs, u, vectors, products, width, kWinogradChunk, ahead);
-      u += depth * width;
+      u += runs * channel_pitch * width;
       products += task.rows() * width;
     }
   }
@@ -152,6 +166,8 @@ decltype(&transform_back<T, 2, 2, 1>) back_transform(const WinogradPart& part) {
     VIDGEN_CASE(2, 4, 2)
     VIDGEN_CASE(2, 4, 3)
     VIDGEN_CASE(2, 5, 1)
+    VIDGEN_CASE(2, 5, 2)
+    VIDGEN_CASE(2, 5, 3)
     VIDGEN_CASE(4, 6, 1)
     VIDGEN_CASE(4, 6, 2)
     VIDGEN_CASE(4, 6, 3)
@@ -177,33 +193,32 @@ void forward_winograd(const MaskedConv2d& p, const MaskedConv2dPlan& plan, const
   Arena arena{static_cast<char*>(scratch)};
   WinogradTask<E> work(p, rows, arena);
   const WinogradForm<S>& form = work.form;
-  const StagedBlock block{first_row - taps.above, taps.above + rows, work.block.left, work.block.columns, 0,
-                          work.block.channels,    work.block.pitch};
+  StagedBlock block = work.block;
+  block.first_row = first_row - taps.above;
   int64_t line = block.columns * block.pitch;
   stage_block<E>(x, n, p.width, block, work.staged);
   const S* row = work.staged + taps.above * line;
-  transform_part(form.above, work.above, block, work.staged);
-  transform_part(form.current, work.current, block, row);
 
   Panels<S> panels(p.out_channels);
-  int64_t visits = panels.count * (form.above.points * form.above.vertical * divide_up(work.above.rows(), kTileRows) +
-                                   form.current.points * divide_up(work.current.rows(), kTileRows));
+  int64_t visits = 0;
+  for (int i = 0; i < form.parts; ++i) {
+    const WinogradPart& part = form.part[i];
+    transform_part(part, work.part[i], block, work.staged, row, rows);
+    visits += panels.count * part.points * part.vertical * divide_up(work.part[i].rows(), kTileRows);
+  }
   Prefetch ahead = prefetch_task<E>(p, x, y, n, first_row, rows, visits);
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     int vectors = panels.vectors(panel);
     int64_t width = vectors * kLanes<S>, out_line = work.out_columns * width;
     const S* u = form.panel(p, const_cast<void*>(packed), panel);
-    if (form.above.outputs > 0) {
-      multiply_part(form.above, work.above, block.pitch, form.channel_pitch, u, vectors, work.products, ahead);
-      back_transform<Acc<S>>(form.above)(work.products, work.above.lines, work.above.tiles, vectors, rows, false,
-                                         work.sums, out_line);
+    for (int i = 0; i < form.parts; ++i) {
+      const WinogradPart& part = form.part[i];
+      multiply_part(part, work.part[i], block.pitch, form.channel_pitch, u, vectors, work.products, ahead);
+      back_transform<Acc<S>>(part)(work.products, work.part[i].lines, work.part[i].tiles, vectors, rows, i > 0,
+                                   work.sums, out_line);
+      u += part.total_depth(form.channel_pitch) * width;
     }
-    u += form.above.total_depth(form.channel_pitch) * width;
-    multiply_part(form.current, work.current, block.pitch, form.channel_pitch, u, vectors, work.products, ahead);
-    back_transform<Acc<S>>(form.current)(work.products, work.current.lines, work.current.tiles, vectors, rows,
-                                         form.above.outputs > 0, work.sums, out_line);
     if (taps.coloured) {
-      u += form.current.total_depth(form.channel_pitch) * width;
       Acc<S> keys[kPanel<S>];
       colour_keys<S>(p, panels.first(panel), vectors, keys);
       RowMap<S> centres{row + taps.left * block.pitch, work.out_columns, line, block.pitch};

@@ -162,26 +162,54 @@ struct LineSource {
   bool subtract;
 };
 
-// Transforms a line of `tiles` tiles, m pixels apart: coefficient i of tile t goes to out[i * stride + t * pitch].
-template <int m, int r, class S>
-void transform_line(const LineSource<S>& source, int64_t pitch, int64_t tiles, S* out, int64_t stride) {
-  constexpr int n = ToomCook<m, r>::n;
-  for (int64_t t = 0; t < tiles; ++t) {
-    for (int64_t c = 0; c < pitch; c += kLanes<S>) {
-      int64_t at = t * m * pitch + c;
-      Vec<S> d[n];
-#pragma GCC unroll 8
-      for (int j = 0; j < n; ++j) d[j] = load(source.row + at + j * pitch);
-      if (source.other != nullptr) {
-#pragma GCC unroll 8
-        for (int j = 0; j < n; ++j) {
-          Vec<S> e = load(source.other + at + j * pitch);
-          d[j] = source.subtract ? d[j] - e : d[j] + e;
+// Transforms a line for a filter of (taps + ...) taps, cut into pieces: F(m, taps) of each. Tiles lie m pixels apart;
+// coefficient i of tile t of piece s goes to out[s][i * stride + t * pitch]. Pieces share the pixels they read, and so
+// do tiles: in bf16, where a pixel costs its conversion too, a vector of channels walks a strip of tiles with the
+// pixels of one in registers, and reads m new ones a tile. A strip is some lines of cache; fp32 takes tile after tile.
+template <class S, int m, int... taps>
+void transform_line(const LineSource<S>& source, int64_t pitch, int64_t tiles, S* const* out, int64_t stride) {
+  constexpr int columns = (taps + ...) + m - 1;
+  constexpr int64_t kStripBytes = 1024;
+  const int64_t fitting = sizeof(S) == 2 ? kStripBytes / (pitch * int64_t(sizeof(S))) : 1;
+  const int64_t length = fitting > 1 ? fitting : 1;
+  auto walk = [&](auto pixel) __attribute__((always_inline)) {
+    Vec<S> d[columns];
+    auto transform = [&](S* const* to, int64_t at) __attribute__((always_inline)) {
+      const Vec<S>* first = d;
+      auto piece = [&](auto count) __attribute__((always_inline)) {
+        S* coefficients = *to++ + at;
+        transform_input<m, decltype(count)::value>(first,
+                                                   [&](auto i, Vec<S> v) { store(coefficients + i * stride, v); });
+        first += decltype(count)::value;
+      };
+      (piece(std::integral_constant<int, taps>{}), ...);
+    };
+    for (int64_t strip = 0; strip < tiles; strip += length) {
+      for (int64_t c = 0; c < pitch; c += kLanes<S>) {
+        int64_t at = strip * m * pitch + c;
+#pragma GCC unroll 16
+        for (int j = 0; j < columns; ++j) d[j] = pixel(at + j * pitch);
+        transform(out, strip * pitch + c);
+        if constexpr (sizeof(S) == 2) {
+          int64_t end = strip + length < tiles ? strip + length : tiles;
+          for (int64_t t = strip + 1; t < end; ++t) {
+            at += m * pitch;
+#pragma GCC unroll 16
+            for (int j = 0; j < columns - m; ++j) d[j] = d[j + m];
+#pragma GCC unroll 4
+            for (int j = columns - m; j < columns; ++j) d[j] = pixel(at + j * pitch);
+            transform(out, t * pitch + c);
+          }
         }
       }
-      S* to = out + t * pitch + c;
-      transform_input<m, r>(d, [&](auto i, Vec<S> v) { store(to + i * stride, v); });
     }
+  };
+  if (source.other == nullptr) {
+    walk([&](int64_t at) __attribute__((always_inline)) { return load(source.row + at); });
+  } else if (source.subtract) {
+    walk([&](int64_t at) __attribute__((always_inline)) { return load(source.row + at) - load(source.other + at); });
+  } else {
+    walk([&](int64_t at) __attribute__((always_inline)) { return load(source.row + at) + load(source.other + at); });
   }
 }
 
