@@ -150,7 +150,7 @@ Tensor pack_form(const Conv3dPool3d& p, Conv3dForm form, const Tensor& weight) {
 Conv3dForm form_of(const Conv3dPool3d& p, const Tensor& packed, bool only_direct) {
   check(packed.is_cpu() && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous(),
         "packed must be what conv3d_pool3d_pack gives");
-  for (Conv3dForm form : {Conv3dForm::direct, Conv3dForm::winograd2, Conv3dForm::winograd4}) {
+  for (Conv3dForm form : {Conv3dForm::direct, Conv3dForm::winograd2, Conv3dForm::winograd4, Conv3dForm::planes}) {
     if (!kernels().supports(p, form) || (only_direct && form != Conv3dForm::direct)) continue;
     const PackedHeader expected = header(p, form);
     if (static_cast<size_t>(packed.numel()) == sizeof expected + kernels().packed_bytes(p, form) &&
@@ -409,9 +409,14 @@ std::tuple<std::string, double> describe_plan(Tensor x, Tensor weight, Sizes pad
   if (form == Conv3dForm::direct) {
     text << "direct, " << s.block[0] << " x " << s.block[1] << " x " << s.block[2] << " outputs";
   } else {
-    const int m = form == Conv3dForm::winograd4 ? 4 : 2;
-    text << "Winograd F(" << (p.kernel[0] == 1 ? 1 : 2) << " x " << m << " x " << m << "), " << s.tiles << " tiles of "
-         << s.groups << (s.groups == 1 ? " group" : " groups") << " of output channels";
+    const int m = form == Conv3dForm::winograd2 || p.kernel[1] == 5 ? 2 : 4;
+    text << "Winograd F(";
+    if (form == Conv3dForm::planes) {
+      text << m << " x " << m << "), " << p.kernel[0] << (p.kernel[0] == 1 ? " tap" : " taps") << " of depth, ";
+    } else {
+      text << (p.kernel[0] == 1 ? 1 : 2) << " x " << m << " x " << m << "), ";
+    }
+    text << s.tiles << " tiles of " << s.groups << (s.groups == 1 ? " group" : " groups") << " of output channels";
   }
   text << " per task, " << s.tasks << " tasks, " << isa_name(isa_in_use());
   return {text.str(), 2 * kernels().multiply_adds(p, form)};

@@ -13,7 +13,7 @@ Conv3dForm choose(const Conv3dPool3d& p, bool direct_only) {
 
 bool supports(const Conv3dPool3d& p, Conv3dForm form) {
   if (form == Conv3dForm::direct) return true;
-  return by_dtype(p.dtype, [&]<class E>(E*) { return winograd_supports<E>(p); });
+  return by_dtype(p.dtype, [&]<class E>(E*) { return winograd_supports<E>(p, form); });
 }
 
 bool pools_within(const Conv3dPool3d& p, Conv3dForm form) {
@@ -27,7 +27,7 @@ double multiply_adds(const Conv3dPool3d& p, Conv3dForm form) {
     return pairs * planes_multiplied(p);
   }
   TileShape shape(p, form);
-  return pairs * double(shape.per_clip(p)) * shape.slices * shape.points;
+  return pairs * double(shape.per_clip(p)) * shape.slices * shape.points * shape.taps;
 }
 
 int64_t pack_tasks(const Conv3dPool3d& p, Conv3dForm form) {
@@ -39,7 +39,7 @@ int64_t pack_tasks(const Conv3dPool3d& p, Conv3dForm form) {
 
 size_t pack_scratch_bytes(const Conv3dPool3d& p, Conv3dForm form) {
   if (form == Conv3dForm::direct) return 0;
-  return by_dtype(p.dtype, [&]<class E>(E*) { return slice_pack_scratch<Acc<E>>(TileShape(p, form)); });
+  return by_dtype(p.dtype, [&]<class E>(E*) { return slice_pack_scratch<Acc<E>>(p, TileShape(p, form)); });
 }
 
 size_t packed_bytes(const Conv3dPool3d& p, Conv3dForm form) {
@@ -78,7 +78,9 @@ void run(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& s, int64_
     if (form == Conv3dForm::direct) {
       run_conv3d_direct<E>(p, s, x, packed, bias, target, task, scratch);
     } else if constexpr (sizeof(E) < 8) {
-      auto tiles = form == Conv3dForm::winograd4 ? run_winograd<E, 4> : run_winograd<E, 2>;
+      auto tiles = p.kernel[1] == 5                ? run_winograd<E, 2, 5>
+                   : form == Conv3dForm::winograd2 ? run_winograd<E, 2, 3>
+                                                   : run_winograd<E, 4, 3>;
       tiles(p, form, s, batch, x, packed, bias, target, task, scratch);
     }
   });

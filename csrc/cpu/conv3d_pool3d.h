@@ -33,7 +33,8 @@ struct Conv3dPool3d {
 };
 
 // winograd2: F(2,3) along every axis with three taps. winograd4: F(4,3) along height and width, F(2,3) along depth.
-enum class Conv3dForm : int { direct, winograd2, winograd4 };
+// planes: F(4,3), or F(2,5), along height and width; every tap of depth multiplied.
+enum class Conv3dForm : int { direct, winograd2, winograd4, planes };
 
 struct Conv3dSchedule {
   int64_t tiles;           // Winograd: tiles of one task

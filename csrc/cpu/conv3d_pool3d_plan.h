@@ -19,6 +19,7 @@ namespace vidgen::VIDGEN_ISA {
 
 constexpr int64_t kAssumedCache = 1 << 20;  // of a core, where the form is chosen
 constexpr double kSliceTransform = 12;      // a vector of V or M through its transform, its cache misses included
+constexpr double kPlaneTransform = 8;       // the same in the form by planes, whose values have stayed near (Zen 4)
 constexpr double kTilePlace = 150;          // finding a tile's pixels, per slice
 constexpr double kNearWeights = 8 << 20;    // weights up to this size stay in the last cache between tasks ...
 constexpr double kNearBytes = 4;            // ... and come from there at so many bytes per cycle,
@@ -63,14 +64,16 @@ double slice_task_cycles(const Conv3dPool3d& p, const TileShape& shape, int64_t 
   using S = Acc<E>;
   SliceWeights<S> weights(p, shape);
   int64_t width = smaller(panels * kPanel<S>, Panels<S>(p.out_channels).padded_channels());
-  double products = weights.products, rows = double(tiles), slices = shape.slices;
+  double products = shape.slices * shape.points, rows = double(tiles), slices = shape.slices;
+  double transformed = shape.by_planes ? double(shape.planes() * shape.points) : products;
   double compute = products * multiply_cycles<S>(rows, double(weights.depth), width);
   double streamed = products * double(weights.depth * width) * sizeof(S);
   double stream = streamed / (double(weights.bytes(p)) <= kNearWeights ? kNearBytes : kFarBytes / double(threads));
   double cycles = compute > stream ? compute : stream;
-  cycles += kSliceTransform * products * (vectors_of<E>(rows, p.in_channels) + vectors_of<E>(rows, width));
+  cycles += (shape.by_planes ? kPlaneTransform : kSliceTransform) *
+            (transformed * vectors_of<E>(rows, p.in_channels) + products * vectors_of<E>(rows, width));
   cycles += kTilePlace * slices * rows + kMove * vectors_of<E>(rows * double(shape.volume()), width);
-  double v = rows * shape.points * double(p.in_channels) * sizeof(S);
+  double v = rows * shape.points * double((shape.by_planes ? shape.planes() : 1) * p.in_channels) * sizeof(S);
   double m = rows * shape.points * double(width) * sizeof(Acc<S>);
   double sums = rows * double(shape.volume() * width) * sizeof(Acc<S>);
   double spilled = 1 - double(cache_bytes) / 2 / (v + m + sums);
@@ -112,8 +115,8 @@ Conv3dForm choose_form(const Conv3dPool3d& p, bool direct_only) {
   Conv3dForm best = Conv3dForm::direct;
   if (direct_only) return best;
   double least = conv3d_direct_cycles<E>(p);
-  for (Conv3dForm form : {Conv3dForm::winograd2, Conv3dForm::winograd4}) {
-    if (!winograd_supports<E>(p)) continue;
+  for (Conv3dForm form : {Conv3dForm::winograd2, Conv3dForm::winograd4, Conv3dForm::planes}) {
+    if (!winograd_supports<E>(p, form)) continue;
     double cycles;
     schedule_slices<E>(p, form, 1, 1, kAssumedCache, &cycles);
     if (!TileShape(p, form).holds_windows(p)) {

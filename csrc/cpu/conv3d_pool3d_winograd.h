@@ -1,4 +1,4 @@
-// The Winograd forms: 3 x 3 x 3 and 1 x 3 x 3 kernels with fewer products than taps.
+// The Winograd forms: kernels whose planes are 3 x 3, or 5 x 5, with fewer products than taps.
 //
 // F(2,3) along depth times F(m,3) along height and width, m = 4 or 2 (toom_cook.h has the transforms). An output tile
 // of 2 x m x m takes 4 (m+2)^2 products instead of 54 m^2: 6 times fewer for m = 4, 3.4 times for m = 2. Kernels of
@@ -18,6 +18,12 @@
 // times as much as eager bf16, and by count of products the small tiles that bf16 would ask for (3.4 times fewer, each
 // at half the price where bf16 is fast) save hardly more than the large ones (6 times fewer).
 // The packed weight is [panel][slice][point][input channel][output channel].
+//
+// With few input channels the transforms cost more than the products, and along depth they save little. The form by
+// planes leaves depth alone: a tile is some planes of m x m outputs, V[point][tile][plane][channel] is transformed once
+// for all of them, and a slice is one plane of outputs, whose taps along depth and channels are one run of V. It takes
+// 36 kd products for 16 outputs of a 3 x 3 plane, F(4,3), or for 4 of a 5 x 5 plane, F(2,5): 4 and 2.8 times fewer than
+// taps; and half the M of the form above. Kernels may have any depth.
 #pragma once
 
 #include "conv3d_pool3d_finish.h"
@@ -26,20 +32,30 @@
 namespace vidgen::VIDGEN_ISA {
 
 constexpr int64_t kSliceChunk = 128;  // rows of B per visit of M, see gemm.h
+constexpr int64_t kTilePlanes = 4;    // of outputs, in a tile of the form by planes
 
 // The numbers of a form: outputs per axis of a tile, and its products.
 struct TileShape {
   int64_t outputs[3];
-  int slices, points;  // products along depth; products in the plane
+  int slices, points;  // products along depth, or planes of outputs; products in the plane
+  int taps = 1;        // of depth, in every product
+  bool by_planes;
 
-  TileShape(const Conv3dPool3d& p, Conv3dForm form) {
-    int64_t m = form == Conv3dForm::winograd4 ? 4 : 2;
+  TileShape(const Conv3dPool3d& p, Conv3dForm form) : by_planes(form == Conv3dForm::planes) {
+    int64_t r = p.kernel[1], m = form == Conv3dForm::winograd2 || r == 5 ? 2 : 4;
     bool deep = p.kernel[0] == 3;
     outputs[0] = deep ? 2 : 1;
     outputs[1] = outputs[2] = m;
     slices = deep ? 4 : 1;
-    points = int((m + 2) * (m + 2));
+    points = int((m + r - 1) * (m + r - 1));
+    if (by_planes) {
+      outputs[0] = round_up(smaller(kTilePlanes, p.out_size[0]), p.pool[0]);
+      slices = int(outputs[0]);
+      taps = int(p.kernel[0]);
+    }
   }
+  // Planes of the input that a tile reads, where V holds them all.
+  int64_t planes() const { return slices + taps - 1; }
   int64_t along(const Conv3dPool3d& p, int axis) const { return divide_up(p.out_size[axis], outputs[axis]); }
   int64_t per_clip(const Conv3dPool3d& p) const { return along(p, 0) * along(p, 1) * along(p, 2); }
   int64_t volume() const { return outputs[0] * outputs[1] * outputs[2]; }
@@ -53,11 +69,11 @@ struct TileShape {
 
 template <class S>
 struct SliceWeights {
-  int64_t depth;  // rows of U for one point: input channels
-  int products;   // slices * points
+  int64_t depth;  // rows of U for one product: input channels, by planes those of all taps of depth
+  int products;   // slices * points, by planes points
 
   SliceWeights(const Conv3dPool3d& p, const TileShape& shape)
-      : depth(p.in_channels), products(shape.slices * shape.points) {}
+      : depth(shape.taps * p.in_channels), products((shape.by_planes ? 1 : shape.slices) * shape.points) {}
 
   size_t bytes(const Conv3dPool3d& p) const {
     return products * depth * Panels<S>(p.out_channels).padded_channels() * sizeof(S);
@@ -68,31 +84,37 @@ struct SliceWeights {
 };
 
 template <class E>
-bool winograd_supports(const Conv3dPool3d& p) {
-  return sizeof(E) < 8 && p.kernel[1] == 3 && p.kernel[2] == 3 && (p.kernel[0] == 3 || p.kernel[0] == 1);
+bool winograd_supports(const Conv3dPool3d& p, Conv3dForm form) {
+  int64_t depth = p.kernel[0], plane = p.kernel[1];
+  if (sizeof(E) == 8 || plane != p.kernel[2]) return false;
+  if (form == Conv3dForm::planes) return plane == 5 || (plane == 3 && depth > 1);
+  return plane == 3 && (depth == 3 || depth == 1);
 }
 
-// U of one input channel and a vector of output channels, from its taps in order: one vector per product.
-template <int m, class S>
-void transform_taps(const Vec<S>* taps, int kernel_depth, Vec<S>* u) {
-  constexpr int n = m + 2;
-  Vec<S> plane[3][n * n];
+constexpr int kMaxDepth = 7;  // taps of a kernel
+
+// U of one input channel and a vector of output channels, from its taps in order: [slice][point], by planes
+// [tap of depth][point].
+template <int m, int r, class S>
+void transform_taps(const Vec<S>* taps, int kernel_depth, bool by_planes, Vec<S>* u) {
+  constexpr int n = m + r - 1;
+  Vec<S> plane[kMaxDepth][n * n];
   for (int d = 0; d < kernel_depth; ++d) {
-    Vec<S> rows[n][3];  // [column point][kernel row]
-    for (int h = 0; h < 3; ++h) {
+    Vec<S> rows[n][r];  // [column point][kernel row]
+    for (int h = 0; h < r; ++h) {
       Vec<S> line[n];
-      transform_filter<m, 3, S>(taps + (d * 3 + h) * 3, line);
+      transform_filter<m, r, S>(taps + (d * r + h) * r, line);
       for (int i = 0; i < n; ++i) rows[i][h] = line[i];
     }
     for (int i = 0; i < n; ++i) {
       Vec<S> column[n];
-      transform_filter<m, 3, S>(rows[i], column);
+      transform_filter<m, r, S>(rows[i], column);
       for (int j = 0; j < n; ++j) plane[d][j * n + i] = column[j];
     }
   }
   for (int i = 0; i < n * n; ++i) {
-    if (kernel_depth == 1) {
-      u[i] = plane[0][i];
+    if (by_planes || kernel_depth == 1) {
+      for (int d = 0; d < kernel_depth; ++d) u[d * n * n + i] = plane[d][i];
     } else {
       Vec<S> along[3] = {plane[0][i], plane[1][i], plane[2][i]}, slice[4];
       transform_filter<2, 3, S>(along, slice);
@@ -111,8 +133,8 @@ VIDGEN_INLINE int64_t slice_pack_tasks(const Conv3dPool3d& p) {
 }
 
 template <class S>
-size_t slice_pack_scratch(const TileShape& shape) {
-  return size_t(shape.slices * shape.points) * kGatheredChannels * kPanel<S> * sizeof(S);
+size_t slice_pack_scratch(const Conv3dPool3d& p, const TileShape& shape) {
+  return size_t(SliceWeights<S>(p, shape).products * shape.taps) * kGatheredChannels * kPanel<S> * sizeof(S);
 }
 
 template <class E>
@@ -122,7 +144,7 @@ void pack_slices(const Conv3dPool3d& p, Conv3dForm form, const void* weight, voi
   TileShape shape(p, form);
   SliceWeights<S> layout(p, shape);
   Panels<S> panels(p.out_channels);
-  int64_t taps = p.kernel[0] * 9, ranges = divide_up(p.in_channels, kGatheredChannels);
+  int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2], ranges = divide_up(p.in_channels, kGatheredChannels);
   int64_t panel = task / ranges, first = task % ranges * kGatheredChannels;
   int64_t count = smaller(kGatheredChannels, p.in_channels - first);
   int64_t width = panels.vectors(panel) * kLanes<S>, gathered = count * width;
@@ -133,17 +155,22 @@ void pack_slices(const Conv3dPool3d& p, Conv3dForm form, const void* weight, voi
   for (int64_t column = 0; column < width; column += kLanes<S>) {
     int64_t out = panels.first(panel) + column;
     for (int64_t in = 0; in < count; ++in) {
-      Vec<S> filter[27], u[144];
+      Vec<S> filter[kMaxDepth * 25], u[kMaxDepth * 36];
       for_each_weight(base + out * out_stride + (first + in) * in_stride, out_stride,
                       smaller(kLanes<S>, p.out_channels - out), taps, end,
                       [&](int64_t tap, Vec<E> v) { filter[p.adjoint ? taps - 1 - tap : tap] = v; });
-      (form == Conv3dForm::winograd4 ? transform_taps<4, S> : transform_taps<2, S>)(filter, int(p.kernel[0]), u);
-      for (int i = 0; i < layout.products; ++i) store(block + i * gathered + in * width + column, u[i]);
+      auto transform = p.kernel[1] == 5                ? transform_taps<2, 5, S>
+                       : form == Conv3dForm::winograd2 ? transform_taps<2, 3, S>
+                                                       : transform_taps<4, 3, S>;
+      transform(filter, int(p.kernel[0]), shape.by_planes, u);
+      for (int i = 0; i < layout.products * shape.taps; ++i) store(block + i * gathered + in * width + column, u[i]);
     }
   }
-  for (int i = 0; i < layout.products; ++i) {
-    S* to = const_cast<S*>(layout.at(packed, panel, width, i)) + first * width;
-    __builtin_memcpy(to, block + i * gathered, gathered * sizeof(S));
+  for (int tap = 0; tap < shape.taps; ++tap) {
+    for (int i = 0; i < layout.products; ++i, block += gathered) {
+      S* to = const_cast<S*>(layout.at(packed, panel, width, i)) + (tap * p.in_channels + first) * width;
+      __builtin_memcpy(to, block, gathered * sizeof(S));
+    }
   }
 }
 

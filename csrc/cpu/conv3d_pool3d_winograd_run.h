@@ -5,6 +5,10 @@
 
 namespace vidgen::VIDGEN_ISA {
 
+inline int64_t zeros_bytes(const Conv3dPool3d& p) {
+  return round_up(p.in_channels, kLanes<float>) * int64_t(sizeof(float));
+}
+
 // A task's memory. A point's rows begin one cache line further than their length asks for, so that the points of a
 // tile, which the transforms touch together, lie in different sets of the cache.
 template <class S>
@@ -18,7 +22,8 @@ struct SliceTask {
   const char* zeros;    // a pixel outside the clip
 
   SliceTask(const Conv3dPool3d& p, const TileShape& shape, int64_t tiles, int64_t panels, Arena& arena) {
-    pitch = round_up(p.in_channels, kLanes<S>);
+    // by planes, what a vector writes beyond its channels is overwritten by the next: by the last, it is the gap
+    pitch = shape.by_planes ? shape.planes() * p.in_channels : round_up(p.in_channels, kLanes<S>);
     width = smaller(panels * kPanel<S>, Panels<S>(p.out_channels).padded_channels());
     v_stride = tiles * pitch + 64 / int64_t(sizeof(S));
     m_stride = tiles * width + 64 / int64_t(sizeof(Acc<S>));
@@ -26,7 +31,7 @@ struct SliceTask {
     m = arena.take<Acc<S>>(shape.points * m_stride);
     sums = arena.take<Acc<S>>(tiles * width * shape.volume());
     pixels = arena.take<const void*>(2 * shape.points);
-    zeros = arena.take<char>(pitch * int64_t(sizeof(Acc<S>)));
+    zeros = arena.take<char>(zeros_bytes(p));
   }
 };
 
@@ -62,10 +67,10 @@ void point_at_pixels(const Conv3dPool3d& p, const ClipView& x, const TilePlace& 
 }
 
 // One vector of channels of a tile to V: rows, then columns. With `sign`, the other plane is added or subtracted first.
-template <class E, int m>
+template <class E, int m, int r>
 VIDGEN_INLINE void transform_tile(const void* const* pixel, const void* const* other, Acc<E> sign, int64_t channel,
                                   int64_t used, Acc<E>* out, int64_t v_stride) {
-  constexpr int n = m + 2;
+  constexpr int n = m + r - 1;
   auto at = [&](const void* p)
                 __attribute__((always_inline)) { return load_lanes<E, E>(static_cast<const E*>(p) + channel, used); };
   Vec<E> rows[n][n];
@@ -79,25 +84,25 @@ VIDGEN_INLINE void transform_tile(const void* const* pixel, const void* const* o
 #pragma GCC unroll 6
       for (int w = 0; w < n; ++w) d[w] = multiply_add<Acc<E>>(sign, at(other[h * n + w]), at(pixel[h * n + w]));
     }
-    transform_input<m, 3>(d, [&](auto i, Vec<E> v) __attribute__((always_inline)) { rows[i][h] = v; });
+    transform_input<m, r>(d, [&](auto i, Vec<E> v) __attribute__((always_inline)) { rows[i][h] = v; });
   }
 #pragma GCC unroll 6
   for (int i = 0; i < n; ++i) {
-    transform_input<m, 3>(
+    transform_input<m, r>(
         rows[i], [&](auto j, Vec<E> v) __attribute__((always_inline)) { store(out + (j * n + i) * v_stride, v); });
   }
 }
 
 // A slice's products of one tile and a vector of output channels, back to m x m sums per depth plane.
-template <class T, int m>
+template <class T, int m, int r>
 VIDGEN_INLINE void transform_back(const T* products, int64_t m_stride, const double* output, const bool* fresh,
                                   int planes, T* sums) {
-  constexpr int n = m + 2, lanes = kLanes<T>;
+  constexpr int n = m + r - 1, lanes = kLanes<T>;
   Vec<T> rows[m][n];  // [output column][row point]
 #pragma GCC unroll 6
   for (int j = 0; j < n; ++j) {
     Vec<T> y[m] = {};
-    transform_output<m, 3>(
+    transform_output<m, r>(
         [&](int i) __attribute__((always_inline)) { return load(products + (j * n + i) * m_stride); }, y);
 #pragma GCC unroll 4
     for (int k = 0; k < m; ++k) rows[k][j] = y[k];
@@ -105,7 +110,7 @@ VIDGEN_INLINE void transform_back(const T* products, int64_t m_stride, const dou
 #pragma GCC unroll 4
   for (int k = 0; k < m; ++k) {
     Vec<T> y[m] = {};
-    transform_output<m, 3>([&](int i) __attribute__((always_inline)) { return rows[k][i]; }, y);
+    transform_output<m, r>([&](int i) __attribute__((always_inline)) { return rows[k][i]; }, y);
     for (int d = 0; d < planes; ++d) {
       if (output[d] == 0) continue;
       T sign = T(output[d]);
@@ -118,12 +123,12 @@ VIDGEN_INLINE void transform_back(const T* products, int64_t m_stride, const dou
   }
 }
 
-template <class E, int m>
+template <class E, int m, int r>
 void run_winograd(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& s, int64_t batch, const ClipView& x,
                   const void* packed, const void* bias, const Conv3dTarget& target, int64_t task, void* scratch) {
   using S = Acc<E>;
   using T = Acc<S>;
-  constexpr int n = m + 2, points = n * n, lanes = kLanes<S>;
+  constexpr int n = m + r - 1, points = n * n, lanes = kLanes<S>;
   TileShape shape(p, form);
   Panels<S> panels(p.out_channels);
   SliceWeights<S> weights(p, shape);
@@ -132,34 +137,51 @@ void run_winograd(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& 
   int64_t last_panel = smaller(panels.count, group + s.panels);
   Arena arena{static_cast<char*>(scratch)};
   SliceTask<S> work(p, shape, s.tiles, s.panels, arena);
-  zero(const_cast<char*>(work.zeros), work.pitch * int64_t(sizeof(T)));
+  zero(const_cast<char*>(work.zeros), zeros_bytes(p));
   int64_t out_channels = smaller(p.out_channels, panels.first(last_panel)) - panels.first(group);
   int64_t box = shape.volume() * lanes, tile_sums = divide_up(out_channels, lanes) * box;
 
+  // a tile's plane, or the sum or difference of two, to `out`
+  auto transform = [&](const TilePlace& at, const VerticalTerms& terms, S* out) {
+    int64_t depth = at.first[0] - p.before[0];
+    Acc<E> sign = terms.other < 0 ? 0 : terms.subtract ? -1 : 1;
+    point_at_pixels<E>(p, x, at, depth + terms.row, n, work.zeros, work.pixels);
+    if (sign != 0) point_at_pixels<E>(p, x, at, depth + terms.other, n, work.zeros, work.pixels + points);
+    for (int64_t c = 0; c < p.in_channels; c += lanes)
+      transform_tile<E, m, r>(work.pixels, work.pixels + points, sign, c, smaller(lanes, p.in_channels - c), out + c,
+                              work.v_stride);
+  };
   bool fresh[2] = {true, true};
   for (int slice = 0; slice < shape.slices; ++slice) {
-    VerticalTerms terms = shape.slices == 1 ? VerticalTerms{0, -1, false} : vertical_terms(3, slice);
-    Acc<E> sign = terms.other < 0 ? 0 : terms.subtract ? -1 : 1;
-    for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t t = 0; t < tiles && (slice == 0 || !shape.by_planes); ++t) {
       TilePlace at(p, shape, first + t);
-      int64_t depth = at.first[0] - p.before[0];
-      point_at_pixels<E>(p, x, at, depth + terms.row, n, work.zeros, work.pixels);
-      if (sign != 0) point_at_pixels<E>(p, x, at, depth + terms.other, n, work.zeros, work.pixels + points);
       S* out = work.v + t * work.pitch;
-      int64_t c = 0;
-      for (; c + lanes <= p.in_channels; c += lanes)
-        transform_tile<E, m>(work.pixels, work.pixels + points, sign, c, lanes, out + c, work.v_stride);
-      if (c < p.in_channels)
-        transform_tile<E, m>(work.pixels, work.pixels + points, sign, c, p.in_channels - c, out + c, work.v_stride);
+      if (shape.by_planes) {
+        for (int plane = 0; plane < shape.planes(); ++plane)
+          transform(at, {plane, -1, false}, out + plane * p.in_channels);
+      } else {
+        transform(at, shape.slices == 1 ? VerticalTerms{0, -1, false} : vertical_terms(3, slice), out);
+      }
     }
     for (int point = 0; point < points; ++point) {
-      const S* rows = work.v + point * work.v_stride;
+      const S* rows = work.v + point * work.v_stride + (shape.by_planes ? slice * p.in_channels : 0);
+      int product = (shape.by_planes ? 0 : slice * points) + point;
       for (int64_t panel = group; panel < last_panel; ++panel) {
         int vectors = panels.vectors(panel);
-        multiply_streaming(rows, work.pitch, tiles, weights.depth,
-                           weights.at(packed, panel, vectors * lanes, slice * points + point), vectors,
-                           work.m + point * work.m_stride + panels.first(panel - group), work.width, kSliceChunk);
+        multiply_streaming(rows, work.pitch, tiles, weights.depth, weights.at(packed, panel, vectors * lanes, product),
+                           vectors, work.m + point * work.m_stride + panels.first(panel - group), work.width,
+                           kSliceChunk);
       }
+    }
+    if (shape.by_planes) {
+      const double one = 1;
+      const bool all_fresh = true;
+      for (int64_t t = 0; t < tiles; ++t) {
+        T* sums = work.sums + t * tile_sums + slice * m * m * lanes;
+        for (int64_t c = 0; c < out_channels; c += lanes, sums += box)
+          transform_back<T, m, r>(work.m + t * work.width + c, work.m_stride, &one, &all_fresh, 1, sums);
+      }
+      continue;
     }
     double output[2] = {1, 0};
     if (shape.slices == 4) {
@@ -168,7 +190,7 @@ void run_winograd(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& 
     for (int64_t t = 0; t < tiles; ++t) {
       T* sums = work.sums + t * tile_sums;
       for (int64_t c = 0; c < out_channels; c += lanes, sums += box)
-        transform_back<T, m>(work.m + t * work.width + c, work.m_stride, output, fresh, int(shape.outputs[0]), sums);
+        transform_back<T, m, r>(work.m + t * work.width + c, work.m_stride, output, fresh, int(shape.outputs[0]), sums);
     }
     for (int d = 0; d < 2; ++d) fresh[d] = fresh[d] && output[d] == 0;
   }

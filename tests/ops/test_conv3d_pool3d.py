@@ -81,7 +81,11 @@ FORMS = {
     "Winograd F(2 x 2 x 2)": ((64, 96, (4, 6, 6), (3, 3, 3)), torch.float32),
     "Winograd F(1 x 4 x 4)": ((48, 64, (1, 14, 15), (1, 3, 3)), torch.float32),
     "Winograd F(1 x 2 x 2)": ((64, 64, (2, 6, 6), (1, 3, 3)), torch.float32),
-    "direct": ((3, 64, (3, 12, 14), (3, 3, 3)), torch.float32),
+    "Winograd F(4 x 4), 3 taps of depth": ((3, 64, (7, 15, 24), (3, 3, 3)), torch.float32),
+    "Winograd F(4 x 4), 4 taps of depth": ((19, 24, (5, 8, 11), (4, 3, 3)), torch.float32),
+    "Winograd F(2 x 2), 5 taps of depth": ((20, 64, (6, 11, 12), (5, 5, 5)), torch.float32),
+    "Winograd F(2 x 2), 1 tap of depth": ((24, 70, (1, 11, 12), (1, 5, 5)), torch.float32),
+    "direct": ((3, 64, (3, 12, 14), (3, 3, 4)), torch.float32),
 }
 
 
