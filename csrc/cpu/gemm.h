@@ -10,7 +10,7 @@
 // tiles evenly (8 = 4 + 4, not 6 + 2).
 // Every chunk of some hundred rows of B the registers are added to C: it costs 2% of the time, B is reused from
 // L2, and an fp32 sum of thousands of terms rounds like a short one. bf16 multiplies pairs along k: B then interleaves
-// two rows.
+// two rows, and a run of odd length has a row of zeros behind it.
 #pragma once
 
 #include "simd.h"
@@ -92,13 +92,13 @@ VIDGEN_INLINE Vec<S> load_panel(const S* b) {
   return v;
 }
 
-// The broadcast operand: one value, or a pair of bf16.
-template <class S>
+// The broadcast operand: one value, or a pair of bf16, the second of which is zero if it is `alone`.
+template <class S, bool alone>
 VIDGEN_INLINE Vec<S> add_product(Vec<S> c, const S* a, Vec<S> b) {
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(S) == 2) {
-    int32_t pair;
-    __builtin_memcpy(&pair, a, sizeof pair);
+    int32_t pair = 0;
+    __builtin_memcpy(&pair, a, alone ? sizeof *a : sizeof pair);
     return (Vec<S>)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
   }
 #endif
@@ -121,21 +121,25 @@ void multiply_tile(const S* const* a, const Run* run, int64_t runs, const S* b, 
     const S* row[rows];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) row[i] = a[i] + run->offset;
-    for (int64_t k = 0; k < run->length; k += kDepthStep<S>) {
+    auto multiply_row = [&](int64_t k, auto alone) __attribute__((always_inline)) {
       Vec<S> panel[vectors];
 #pragma GCC unroll 4
       for (int j = 0; j < vectors; ++j) panel[j] = load_panel(b + j * lanes * kDepthStep<S>);
 #pragma GCC unroll 8
       for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; ++j) sum[i][j] = add_product<S>(sum[i][j], row[i] + k, panel[j]);
+        for (int j = 0; j < vectors; ++j)
+          sum[i][j] = add_product<S, decltype(alone)::value>(sum[i][j], row[i] + k, panel[j]);
       }
       b += vectors * lanes * kDepthStep<S>;
       if constexpr (fetches) {
         __builtin_prefetch(next, 0, 2);
         next += 64;
       }
-    }
+    };
+    int64_t whole = run->length / kDepthStep<S> * kDepthStep<S>;
+    for (int64_t k = 0; k < whole; k += kDepthStep<S>) multiply_row(k, std::false_type{});
+    if (kDepthStep<S> == 2 && whole < run->length) multiply_row(whole, std::true_type{});
   }
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
@@ -246,7 +250,7 @@ void multiply(const RowMap<S>& map, int64_t rows, const Run* run, int64_t runs, 
       int64_t length = run->length - used;
       if (length > chunk_depth - depth) length = chunk_depth - depth;
       chunk[count++] = {run->offset + used, length};
-      depth += length;
+      depth += (length + kDepthStep<S> - 1) / kDepthStep<S> * kDepthStep<S>;
       used += length;
       if (used == run->length) {
         ++run, --runs;

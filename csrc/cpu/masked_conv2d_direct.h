@@ -29,7 +29,7 @@ struct DirectTask {
     block.rows = block_rows + taps.above * p.dilation;
     block.first_channel = 0;
     block.channels = p.in_channels;
-    block.pitch = round_up(p.in_channels, kDepthStep<S>);
+    block.pitch = DirectLayout<S>(p).channel_pitch;
     runs = p.dilation == 1 ? taps.above + 1 : taps.dense;
     staged = arena.take<S>(block.rows * block.columns * block.pitch);
     run = arena.take<Run>(runs);

@@ -45,17 +45,34 @@ void colour_keys(const MaskedConv2d& p, int64_t first, int vectors, Acc<S>* keys
   }
 }
 
-// Packed weights of the direct form: [panel]{[tap][input channel][output channel], centre if coloured}.
+// Packed weights of the direct form: [panel]{[run][tap][input channel][output channel], centre if coloured}. The taps
+// of a kernel row are one run, with dilation each is its own.
+//
+// bf16 multiplies pairs. Pixels of an odd number of channels are padded, but few channels would pay for that (3: a
+// third): their pairs straddle pixels, and only the run is padded.
 template <class S>
 struct DirectLayout {
-  int64_t channel_pitch;  // input channels, even for bf16 pairs
-  int64_t depth;          // dense rows of B
-  int64_t centre_depth;   // rows of the coloured centre
+  int64_t channel_pitch;        // from tap to tap, and from pixel to pixel
+  int64_t run_taps, run_depth;  // of a run above the current row; its rows of B
+  int64_t depth;                // dense rows of B
+  int64_t centre_depth;         // rows of the coloured centre
 
-  explicit DirectLayout(const MaskedConv2d& p)
-      : channel_pitch(round_up(p.in_channels, kDepthStep<S>)),
-        depth(Taps(p).dense * channel_pitch),
-        centre_depth(p.colors > 1 ? p.in_channels : 0) {}
+  explicit DirectLayout(const MaskedConv2d& p) {
+    constexpr int64_t kFewChannels = 16;  // one task packs them all, see kPackChannels
+    Taps taps(p);
+    channel_pitch = p.in_channels < kFewChannels ? p.in_channels : round_up(p.in_channels, kDepthStep<S>);
+    run_taps = p.dilation == 1 ? p.kernel_width : 1;
+    run_depth = rows_of(run_taps);
+    depth = p.dilation == 1 ? taps.above * run_depth + rows_of(taps.in_row) : taps.dense * run_depth;
+    centre_depth = p.colors > 1 ? p.in_channels : 0;
+  }
+
+  bool straddles() const { return channel_pitch % kDepthStep<S> != 0; }
+  // The row of B of an input channel of a kept tap.
+  int64_t row(int64_t tap, int64_t channel) const {
+    return tap / run_taps * run_depth + tap % run_taps * channel_pitch + channel;
+  }
+  int64_t rows_of(int64_t taps) const { return round_up(taps * channel_pitch, kDepthStep<S>); }
 
   int64_t bytes_per_channel() const { return depth * sizeof(S) + centre_depth * sizeof(Acc<S>); }
   size_t bytes(const MaskedConv2d& p) const {

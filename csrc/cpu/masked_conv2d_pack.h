@@ -22,10 +22,13 @@ void pack_direct(const MaskedConv2d& p, const void* weight, void* packed, int64_
   S* dense = layout.dense(packed, part.panel);
   Acc<S>* centre = layout.centre(packed, part.panel, vectors);
   int64_t kept = taps.dense + taps.coloured;
+  if (layout.straddles()) {
+    for (int64_t k = 0; k < layout.depth; k += kDepthStep<S>) store_depth(dense, width, k, part.column, Vec<S>{});
+  }
   for (int64_t in = part.first; in < part.last; ++in) {
     part.for_each_tap(in, kept, [&](int64_t tap, Vec<E> v) {
       if (tap < taps.dense) {
-        store_depth(dense, width, tap * layout.channel_pitch + in, part.column, v);
+        store_depth(dense, width, layout.row(tap, in), part.column, v, layout.straddles());
       } else {
         store(centre + in * width + part.column, v);
       }

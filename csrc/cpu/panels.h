@@ -70,16 +70,17 @@ VIDGEN_INLINE void for_each_weight(const E* weight, int64_t lane_stride, int64_t
   }
 }
 
-// Stores a vector as row k of B, `width` columns; two rows of bf16 interleave. Even k comes before odd k.
+// Stores a vector as row k of B, `width` columns; two rows of bf16 interleave. Even k comes before odd k, or the pair
+// has been `blanked` with zeros before either.
 template <class S>
-VIDGEN_INLINE void store_depth(S* b, int64_t width, int64_t k, int64_t column, Vec<S> v) {
+VIDGEN_INLINE void store_depth(S* b, int64_t width, int64_t k, int64_t column, Vec<S> v, bool blanked = false) {
   if constexpr (sizeof(S) == 2) {
     uint32_t* words = reinterpret_cast<uint32_t*>(b) + k / 2 * width + column;
-    Words pair = __builtin_convertvector(narrow(v), Words);
-    if (k % 2) {
-      Words even;
-      __builtin_memcpy(&even, words, sizeof even);
-      pair = even | pair << 16;
+    Words pair = __builtin_convertvector(narrow(v), Words) << (k % 2 * 16);
+    if (blanked || k % 2) {
+      Words other;
+      __builtin_memcpy(&other, words, sizeof other);
+      pair |= other;
     }
     __builtin_memcpy(words, &pair, sizeof pair);
   } else {
