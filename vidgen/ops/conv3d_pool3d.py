@@ -6,12 +6,12 @@ r"""3-d convolution, bias, activation and max-pooling as one op: what 3-d CNNs c
 
 with (p₀, q₀, r₀) zeros before each axis, stride 1, and disjoint pooling windows (stride = window). Without `pool` y is
 activation(z). Windows that reach beyond z are dropped, or with `ceil_mode` cut short. The unpooled z is not stored, but
-on the CPU where windows straddle the tiles of a Winograd form (those of 3 or 4 along depth, of 3 elsewhere). Neither z
-nor the positions of the maxima are kept for the backward, which computes them again.
+on the CPU where windows straddle the tiles of a Winograd form (2×4×4 or 2×2×2 outputs, or some planes of 4×4; of 2×2
+for 5×5 kernels). Neither z nor the positions of the maxima are kept for the backward, which computes them again.
 
 As in PyTorch the gradient of a window goes to the first of equal maxima (the last of NaNs), that of ReLU at zero is
 zero, and NaNs come through both. Winograd forms hold to that as far as their rounding does: sums that are equal in
-exact arithmetic may differ there, and a NaN or an infinity spreads over its tile of 2×4×4 outputs.
+exact arithmetic may differ there, and a NaN or an infinity spreads over the tiles that read it.
 
 Source: Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks" (2015) for the layers it serves;
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016) for the Winograd forms of the CPU kernel.
