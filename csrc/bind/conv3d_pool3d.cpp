@@ -377,7 +377,8 @@ Conv3dPool3d expected(const Sizes& weight, ScalarType dtype, const Sizes& input_
   if (size.empty()) {
     const int64_t channels = std::max<int64_t>({weight[0], weight[1], 1});
     const int64_t side = std::clamp<int64_t>(3584 / channels, 7, 112);
-    size = {weight[2] == 1 ? 1 : std::max<int64_t>(side / 3, weight[2]), side, side};
+    const int64_t padded = padding.size() == 6 ? padding[0] + padding[1] : 0;
+    size = {weight[2] == 1 ? 1 : std::max<int64_t>(side / 3, weight[2] - padded), side, side};
   }
   Conv3dPool3d p = problem(weight, size, padding, dtype);
   add_pooling(p, "relu", pool, true);
@@ -409,7 +410,7 @@ std::tuple<std::string, double> describe_plan(Tensor x, Tensor weight, Sizes pad
   if (form == Conv3dForm::direct) {
     text << "direct, " << s.block[0] << " x " << s.block[1] << " x " << s.block[2] << " outputs";
   } else {
-    const int m = form == Conv3dForm::winograd2 || p.kernel[1] == 5 ? 2 : 4;
+    const int m = tile_side(p, form);
     text << "Winograd F(";
     if (form == Conv3dForm::planes) {
       text << m << " x " << m << "), " << p.kernel[0] << (p.kernel[0] == 1 ? " tap" : " taps") << " of depth, ";

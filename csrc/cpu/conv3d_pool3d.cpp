@@ -78,10 +78,9 @@ void run(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& s, int64_
     if (form == Conv3dForm::direct) {
       run_conv3d_direct<E>(p, s, x, packed, bias, target, task, scratch);
     } else if constexpr (sizeof(E) < 8) {
-      auto tiles = p.kernel[1] == 5                ? run_winograd<E, 2, 5>
-                   : form == Conv3dForm::winograd2 ? run_winograd<E, 2, 3>
-                                                   : run_winograd<E, 4, 3>;
-      tiles(p, form, s, batch, x, packed, bias, target, task, scratch);
+      by_tile(p, form, [&]<int m, int r>() {
+        run_winograd<E, m, r>(p, form, s, batch, x, packed, bias, target, task, scratch);
+      });
     }
   });
 }

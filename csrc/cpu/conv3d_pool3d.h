@@ -36,6 +36,11 @@ struct Conv3dPool3d {
 // planes: F(4,3), or F(2,5), along height and width; every tap of depth multiplied.
 enum class Conv3dForm : int { direct, winograd2, winograd4, planes };
 
+// Outputs of a Winograd form's tile along height, and along width.
+inline int tile_side(const Conv3dPool3d& p, Conv3dForm form) {
+  return form == Conv3dForm::winograd2 || p.kernel[1] == 5 ? 2 : 4;
+}
+
 struct Conv3dSchedule {
   int64_t tiles;           // Winograd: tiles of one task
   int64_t block[3];        // direct: outputs of one task

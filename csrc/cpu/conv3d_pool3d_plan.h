@@ -65,7 +65,7 @@ double slice_task_cycles(const Conv3dPool3d& p, const TileShape& shape, int64_t 
   SliceWeights<S> weights(p, shape);
   int64_t width = smaller(panels * kPanel<S>, Panels<S>(p.out_channels).padded_channels());
   double products = shape.slices * shape.points, rows = double(tiles), slices = shape.slices;
-  double transformed = shape.by_planes ? double(shape.planes() * shape.points) : products;
+  double transformed = shape.transforms() * shape.points;
   double compute = products * multiply_cycles<S>(rows, double(weights.depth), width);
   double streamed = products * double(weights.depth * width) * sizeof(S);
   double stream = streamed / (double(weights.bytes(p)) <= kNearWeights ? kNearBytes : kFarBytes / double(threads));
@@ -73,7 +73,7 @@ double slice_task_cycles(const Conv3dPool3d& p, const TileShape& shape, int64_t 
   cycles += (shape.by_planes ? kPlaneTransform : kSliceTransform) *
             (transformed * vectors_of<E>(rows, p.in_channels) + products * vectors_of<E>(rows, width));
   cycles += kTilePlace * slices * rows + kMove * vectors_of<E>(rows * double(shape.volume()), width);
-  double v = rows * shape.points * double((shape.by_planes ? shape.planes() : 1) * p.in_channels) * sizeof(S);
+  double v = rows * shape.points * double(shape.held * p.in_channels) * sizeof(S);
   double m = rows * shape.points * double(width) * sizeof(Acc<S>);
   double sums = rows * double(shape.volume() * width) * sizeof(Acc<S>);
   double spilled = 1 - double(cache_bytes) / 2 / (v + m + sums);

@@ -39,23 +39,24 @@ struct TileShape {
   int64_t outputs[3];
   int slices, points;  // products along depth, or planes of outputs; products in the plane
   int taps = 1;        // of depth, in every product
+  int held = 1;        // planes of a tile that V holds at once
   bool by_planes;
 
   TileShape(const Conv3dPool3d& p, Conv3dForm form) : by_planes(form == Conv3dForm::planes) {
-    int64_t r = p.kernel[1], m = form == Conv3dForm::winograd2 || r == 5 ? 2 : 4;
     bool deep = p.kernel[0] == 3;
     outputs[0] = deep ? 2 : 1;
-    outputs[1] = outputs[2] = m;
+    outputs[1] = outputs[2] = tile_side(p, form);
     slices = deep ? 4 : 1;
-    points = int((m + r - 1) * (m + r - 1));
+    points = int((outputs[1] + p.kernel[1] - 1) * (outputs[2] + p.kernel[2] - 1));
     if (by_planes) {
       outputs[0] = round_up(smaller(kTilePlanes, p.out_size[0]), p.pool[0]);
       slices = int(outputs[0]);
       taps = int(p.kernel[0]);
+      held = slices + taps - 1;
     }
   }
-  // Planes of the input that a tile reads, where V holds them all.
-  int64_t planes() const { return slices + taps - 1; }
+  // Planes of a tile that are transformed to V, all in all.
+  int transforms() const { return by_planes ? held : slices; }
   int64_t along(const Conv3dPool3d& p, int axis) const { return divide_up(p.out_size[axis], outputs[axis]); }
   int64_t per_clip(const Conv3dPool3d& p) const { return along(p, 0) * along(p, 1) * along(p, 2); }
   int64_t volume() const { return outputs[0] * outputs[1] * outputs[2]; }
@@ -89,6 +90,13 @@ bool winograd_supports(const Conv3dPool3d& p, Conv3dForm form) {
   if (sizeof(E) == 8 || plane != p.kernel[2]) return false;
   if (form == Conv3dForm::planes) return plane == 5 || (plane == 3 && depth > 1);
   return plane == 3 && (depth == 3 || depth == 1);
+}
+
+// Calls f<m, r>() for the F(m, r) of a form's planes.
+template <class F>
+auto by_tile(const Conv3dPool3d& p, Conv3dForm form, F f) {
+  if (p.kernel[1] == 5) return f.template operator()<2, 5>();
+  return tile_side(p, form) == 2 ? f.template operator()<2, 3>() : f.template operator()<4, 3>();
 }
 
 constexpr int kMaxDepth = 7;  // taps of a kernel
@@ -159,10 +167,7 @@ void pack_slices(const Conv3dPool3d& p, Conv3dForm form, const void* weight, voi
       for_each_weight(base + out * out_stride + (first + in) * in_stride, out_stride,
                       smaller(kLanes<S>, p.out_channels - out), taps, end,
                       [&](int64_t tap, Vec<E> v) { filter[p.adjoint ? taps - 1 - tap : tap] = v; });
-      auto transform = p.kernel[1] == 5                ? transform_taps<2, 5, S>
-                       : form == Conv3dForm::winograd2 ? transform_taps<2, 3, S>
-                                                       : transform_taps<4, 3, S>;
-      transform(filter, int(p.kernel[0]), shape.by_planes, u);
+      by_tile(p, form, [&]<int m, int r>() { transform_taps<m, r, S>(filter, int(p.kernel[0]), shape.by_planes, u); });
       for (int i = 0; i < layout.products * shape.taps; ++i) store(block + i * gathered + in * width + column, u[i]);
     }
   }

@@ -5,6 +5,7 @@
 
 namespace vidgen::VIDGEN_ISA {
 
+// Of a pixel's channels, in whole vectors.
 inline int64_t zeros_bytes(const Conv3dPool3d& p) {
   return round_up(p.in_channels, kLanes<float>) * int64_t(sizeof(float));
 }
@@ -23,7 +24,7 @@ struct SliceTask {
 
   SliceTask(const Conv3dPool3d& p, const TileShape& shape, int64_t tiles, int64_t panels, Arena& arena) {
     // by planes, what a vector writes beyond its channels is overwritten by the next: by the last, it is the gap
-    pitch = shape.by_planes ? shape.planes() * p.in_channels : round_up(p.in_channels, kLanes<S>);
+    pitch = shape.by_planes ? shape.held * p.in_channels : round_up(p.in_channels, kLanes<S>);
     width = smaller(panels * kPanel<S>, Panels<S>(p.out_channels).padded_channels());
     v_stride = tiles * pitch + 64 / int64_t(sizeof(S));
     m_stride = tiles * width + 64 / int64_t(sizeof(Acc<S>));
@@ -151,21 +152,21 @@ void run_winograd(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& 
       transform_tile<E, m, r>(work.pixels, work.pixels + points, sign, c, smaller(lanes, p.in_channels - c), out + c,
                               work.v_stride);
   };
+  const bool deep = shape.slices == 4 && !shape.by_planes;  // transformed along depth, too
   bool fresh[2] = {true, true};
   for (int slice = 0; slice < shape.slices; ++slice) {
-    for (int64_t t = 0; t < tiles && (slice == 0 || !shape.by_planes); ++t) {
+    for (int64_t t = 0; t < tiles && (slice == 0 || deep); ++t) {
       TilePlace at(p, shape, first + t);
       S* out = work.v + t * work.pitch;
-      if (shape.by_planes) {
-        for (int plane = 0; plane < shape.planes(); ++plane)
-          transform(at, {plane, -1, false}, out + plane * p.in_channels);
+      if (deep) {
+        transform(at, vertical_terms(3, slice), out);
       } else {
-        transform(at, shape.slices == 1 ? VerticalTerms{0, -1, false} : vertical_terms(3, slice), out);
+        for (int plane = 0; plane < shape.held; ++plane) transform(at, {plane, -1, false}, out + plane * p.in_channels);
       }
     }
     for (int point = 0; point < points; ++point) {
-      const S* rows = work.v + point * work.v_stride + (shape.by_planes ? slice * p.in_channels : 0);
-      int product = (shape.by_planes ? 0 : slice * points) + point;
+      const S* rows = work.v + point * work.v_stride + (deep ? 0 : slice * p.in_channels);
+      int product = (deep ? slice * points : 0) + point;
       for (int64_t panel = group; panel < last_panel; ++panel) {
         int vectors = panels.vectors(panel);
         multiply_streaming(rows, work.pitch, tiles, weights.depth, weights.at(packed, panel, vectors * lanes, product),
@@ -173,26 +174,25 @@ void run_winograd(const Conv3dPool3d& p, Conv3dForm form, const Conv3dSchedule& 
                            kSliceChunk);
       }
     }
-    if (shape.by_planes) {
-      const double one = 1;
-      const bool all_fresh = true;
+    auto add_to_sums = [&](const double* output, const bool* fresh, int planes,
+                           int64_t plane) __attribute__((always_inline)) {
       for (int64_t t = 0; t < tiles; ++t) {
-        T* sums = work.sums + t * tile_sums + slice * m * m * lanes;
+        T* sums = work.sums + t * tile_sums + plane * m * m * lanes;
         for (int64_t c = 0; c < out_channels; c += lanes, sums += box)
-          transform_back<T, m, r>(work.m + t * work.width + c, work.m_stride, &one, &all_fresh, 1, sums);
+          transform_back<T, m, r>(work.m + t * work.width + c, work.m_stride, output, fresh, planes, sums);
       }
-      continue;
-    }
-    double output[2] = {1, 0};
-    if (shape.slices == 4) {
+    };
+    if (deep) {
+      double output[2];
       for (int d = 0; d < 2; ++d) output[d] = kToomCook<2, 3>.output[d][slice];
+      add_to_sums(output, fresh, 2, 0);
+      for (int d = 0; d < 2; ++d) fresh[d] = fresh[d] && output[d] == 0;
+    } else {
+      // a slice is one plane of its own, and all of it
+      const double whole = 1;
+      const bool first_time = true;
+      add_to_sums(&whole, &first_time, 1, slice);
     }
-    for (int64_t t = 0; t < tiles; ++t) {
-      T* sums = work.sums + t * tile_sums;
-      for (int64_t c = 0; c < out_channels; c += lanes, sums += box)
-        transform_back<T, m, r>(work.m + t * work.width + c, work.m_stride, output, fresh, int(shape.outputs[0]), sums);
-    }
-    for (int d = 0; d < 2; ++d) fresh[d] = fresh[d] && output[d] == 0;
   }
 
   for (int64_t t = 0; t < tiles; ++t) {

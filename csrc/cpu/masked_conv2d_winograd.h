@@ -99,9 +99,12 @@ struct WinogradForm {
     above.outputs = outputs;
     above.rows = rows;
     above.vertical = rows == 1 ? 1 : rows + 1;
-    int longest = outputs == 2 ? 3 : kw == 7 ? 4 : 5;
-    for (int first = 0; first < kw; first += above.segment[above.segments - 1].taps)
-      above.add(kw - first > longest ? (kw - first == 4 ? 2 : longest) : kw - first, first, true);
+    // as few pieces as there can be, of nearly equal length
+    const int64_t longest = outputs == 2 ? 3 : 5;
+    for (int first = 0, taps; first < kw; first += taps) {
+      taps = int(divide_up(kw - first, divide_up(kw - first, longest)));
+      above.add(taps, first, true);
+    }
   }
 
   int64_t depth() const {
